@@ -59,7 +59,7 @@ def _checks_of_calls(graph_module: fx.GraphModule) -> Iterator[tuple[str, Check]
             continue
         dtype = node.args[-1] if is_quantize else _ACTIVATIONS
         pair = node.args[1:3] if is_quantize else qparams_of_result(node)
-        if all(isinstance(stored(source, graph_module), Tensor) for source in pair):
+        if all(isinstance(stored(source), Tensor) for source in pair):
             scale, zero_point = pair
             yield str(scale.target), _scale
             yield str(zero_point.target), partial(_zero_point, dtype)

@@ -87,7 +87,7 @@ _TRANSPOSED: Mapping[int, Callable[..., Tensor]] = {
 }
 
 
-def _weighted(input: Tensor, packed: Any, *_: Any) -> Tensor:
+def _weighted(input: Tensor, packed: Any) -> Tensor:
     """A convolution or linear layer with its packed weights."""
     weight, bias = packed.unpack()
     weight = weight.dequantize()
@@ -108,16 +108,7 @@ def _weighted(input: Tensor, packed: Any, *_: Any) -> Tensor:
     return _PLAIN[dimensions](input, weight, bias, *before, after, packed.groups())
 
 
-def _rectified(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *args, **kwargs: torch.relu(function(*args, **kwargs))
-
-
 _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
-    "linear": _weighted,
-    "linear_relu": _rectified(_weighted),
-    **{f"conv{n}d": _weighted for n in _PLAIN},
-    **{f"conv{n}d_relu": _rectified(_weighted) for n in _PLAIN},
-    **{f"conv_transpose{n}d": _weighted for n in _TRANSPOSED},
     "add": lambda a, b, *_: a + b,
     "add_relu": lambda a, b, *_: torch.relu(a + b),
     "mul": lambda a, b, *_: a * b,

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import is_conversion
-from qrecipe.model.nodes import stored, stored_value
-from qrecipe.model.normalize import TAKES_WEIGHT
+from qrecipe.model.nodes import graph_module_of, module_of, stored, stored_value
 
 
-def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+def float_weights(node: fx.Node) -> list[Tensor]:
     """The weights of the first node of a site in a fused graph, BatchNorm folded in."""
-    if node.op != "call_module":
-        return _stored(node, graph_module)
-    return weights_of_module(graph_module.get_submodule(str(node.target)))
+    module = module_of(node)
+    return [] if module is None else weights_of_module(module)
 
 
 def weights_of_module(module: nn.Module) -> list[Tensor]:
@@ -29,11 +27,10 @@ def weights_of_module(module: nn.Module) -> list[Tensor]:
     return [weight.detach()] if isinstance(weight, Tensor) else []
 
 
-def quantized_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+def quantized_weights(node: fx.Node) -> list[Tensor]:
     """The weights that a node of a converted graph computes with, dequantized."""
-    if node.op != "call_module":
-        return _packed(node, graph_module)
-    return weights_of_kernel(graph_module.get_submodule(str(node.target)))
+    module = module_of(node)
+    return _of_program(node) if module is None else weights_of_kernel(module)
 
 
 def weights_of_kernel(module: Any) -> list[Tensor]:
@@ -52,44 +49,34 @@ def _plain(weight: Tensor) -> Tensor:
     return weight.dequantize() if weight.is_quantized else weight.detach()
 
 
-def _stored(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
-    if node.target not in TAKES_WEIGHT or len(node.args) < 2:
-        return []
-    value = stored(node.args[1], graph_module)
-    return [value.detach()] if isinstance(value, Tensor) else []
-
-
-def _packed(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+def _of_program(node: fx.Node) -> list[Tensor]:
     found: list[Tensor] = []
     for source in node.all_input_nodes:
         if is_conversion(source) and all(each.op == "get_attr" for each in source.all_input_nodes):
             dequantize: Any = source.target  # of a program, which stores integers
-            found.append(dequantize(*(stored_value(each, graph_module) for each in source.args)))
-            continue
-        value = stored(source, graph_module)
-        if hasattr(value, "unpack"):
-            found.append(_plain(value.unpack()[0]))
-    return [*found, *looked_up(node, graph_module)]
+            found.append(dequantize(*(stored_value(each) for each in source.args)))
+    return [*found, *looked_up(node)]
 
 
 SCALE, ZERO_POINT = "_scale", "_zero_point"
 """What follows the name of a table of integers in the names of what they stand for, by row."""
 
 
-def looked_up(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+def looked_up(node: fx.Node) -> list[Tensor]:
     """The values of the table of integers whose rows a node of a program reads, if it does."""
     return [
         value
         for source in node.all_input_nodes
         if source.target is torch.ops.aten.embedding.default
-        for value in _table(source.args[0], graph_module)
+        for value in _table(source.args[0])
     ]
 
 
-def _table(source: Any, graph_module: fx.GraphModule) -> list[Tensor]:
-    integers = stored(source, graph_module)
+def _table(source: Any) -> list[Tensor]:
+    integers = stored(source)
     if integers is None or integers.is_floating_point():
         return []
     name = str(source.target)
-    scale, zero_point = (graph_module.get_buffer(name + part) for part in (SCALE, ZERO_POINT))
+    program = graph_module_of(source)
+    scale, zero_point = (program.get_buffer(name + part) for part in (SCALE, ZERO_POINT))
     return [(integers - zero_point) * scale]

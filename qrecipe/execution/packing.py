@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.model.addresses import CALLS, site_of
-from qrecipe.model.nodes import stored, stored_in
+from qrecipe.model.addresses import site_of
 from qrecipe.planning.plan import Engine
 
 Kinds = dict[int, tuple[torch.dtype, torch.qscheme]]
@@ -226,22 +225,12 @@ def _filled(role: str, value: Any, tensors: Tensors) -> Any:
 
 
 def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
-    """The packed weights of sites: a module, the name of its attribute, and the site.
-
-    Those of a module are inside it, those of a function are attributes of the graph module.
-    """
-    for node in converted.graph.nodes:
-        site = site_of(node)
-        if site is None or node.op not in CALLS:
-            continue
-        if node.op == "call_module":
-            owner = converted.get_submodule(str(node.target))
-            if isinstance(getattr(owner, "_packed_params", None), (torch.ScriptObject, Unpacked)):
-                yield owner, "_packed_params", site
-            continue
-        for source in node.all_input_nodes:
-            if isinstance(stored(source, converted), (torch.ScriptObject, Unpacked)):
-                yield *stored_in(source, converted), site
+    """The packed weights of sites: a module, the name of its attribute, and the site."""
+    for node in converted.graph.find_nodes(op="call_module"):
+        site, owner = site_of(node), converted.get_submodule(str(node.target))
+        packed = getattr(owner, "_packed_params", None)
+        if site is not None and isinstance(packed, (torch.ScriptObject, Unpacked)):
+            yield owner, "_packed_params", site
 
 
 def detours(

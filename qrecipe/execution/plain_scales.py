@@ -15,13 +15,13 @@ _WITH_TENSORS = (
 )
 
 
-def spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
+def spell_out(node: fx.Node) -> None:
     """Make a stored scale and zero point plain numbers, in place; computed ones stay."""
-    if str(node.target) in _WITH_TENSORS and stored(node.args[1], graph_module) is not None:
+    if str(node.target) in _WITH_TENSORS and stored(node.args[1]) is not None:
         source, scale, zero_point, *rest = node.args
         operator: Any = node.target
         node.target = operator.overloadpacket.default
-        numbers = float(stored(scale, graph_module)), int(stored(zero_point, graph_module))
+        numbers = float(stored(scale)), int(stored(zero_point))
         node.args = (source, *numbers, *rest)
 
 
@@ -29,6 +29,6 @@ def with_plain_scales(converted: fx.GraphModule) -> fx.GraphModule:
     """A copy of a converted program without the tensors of its scales."""
     made = runnable_copy(converted)
     for node in made.graph.nodes:
-        spell_out(made, node)
+        spell_out(node)
     made.graph.eliminate_dead_code()
     return fx.GraphModule(made, made.graph)

@@ -16,7 +16,7 @@ from qrecipe.model.exported import exported_part
 from qrecipe.model.graph_sites import Inventory, Match, fused_graph, named_sites, structure_of
 from qrecipe.model.record import TracedPart
 from qrecipe.model.shapes import uninitialised
-from qrecipe.model.trace import Scopes, in_training, trace
+from qrecipe.model.trace import Subject, Traced, in_training, trace
 from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan
@@ -60,17 +60,14 @@ def recorded_graphs(
     return blank, fused
 
 
-def _traced(
-    blank: nn.Module, part: TracedPart, plan: Plan, table: FxTable
-) -> tuple[fx.GraphModule, Scopes]:
+def _traced(blank: nn.Module, part: TracedPart, plan: Plan, table: FxTable) -> Traced:
     """The graph of a part, made as it was when the plan was."""
     try:
-        return trace(blank, part.path, part.constants, table, part.shapes)
+        return trace(Subject.recorded(blank, part, table))
     except TraceError:
         if plan.executor != "pt2e":
             raise
-    graph_module, scopes, _ = exported_part(blank, part.path, inputs_of(part), table)
-    return graph_module, scopes
+    return exported_part(blank, part.path, inputs_of(part), table)
 
 
 def inputs_of(part: TracedPart) -> Inputs:
@@ -79,18 +76,8 @@ def inputs_of(part: TracedPart) -> Inputs:
 
 
 def _fused(blank: nn.Module, part: TracedPart, plan: Plan, table: FxTable) -> fx.GraphModule:
-    graph_module, scopes = _traced(blank, part, plan, table)
-    note_values(part, graph_module)
-    training = None
-    if plan.phase == "qat":
-        training = in_training(
-            blank,
-            part.path,
-            part.constants,
-            table,
-            part.shapes,
-            graph_module,
-        )
-    config = own_backend_config(plan.backend)
-    fused, _ = fused_graph(graph_module, scopes, part.path, config, training)
+    traced = _traced(blank, part, plan, table)
+    note_values(part, traced.graph_module)
+    training = in_training(traced) if plan.phase == "qat" else None
+    fused, _ = fused_graph(traced, own_backend_config(plan.backend), training)
     return fused

@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.model.record import Architecture, Shape, Shapes, TracedNode, TracedPart
+from qrecipe.model.record import Architecture, TracedNode, TracedPart
 from qrecipe.model.record import Value as RecordedValue
 from qrecipe.model.scaled_input import class_without_scale
+from qrecipe.model.trace import Traced
 from qrecipe.model.trace_proof import Value
 from qrecipe.model.tracer import without_line
 from qrecipe.rules.structure import enclosing
@@ -36,13 +37,9 @@ _KEPT = ("rank", "is_input", "is_finite", "count")
 """What else of a value is recorded."""
 
 
-def traced_part(
-    path: str,
-    constants: Mapping[str, Any],
-    shapes: Mapping[str, Shape | Shapes],
-    graph_module: fx.GraphModule,
-) -> TracedPart:
+def traced_part(traced: Traced) -> TracedPart:
     """A traced graph with recorded values, as data."""
+    subject = traced.subject
     nodes = tuple(
         TracedNode(
             name=node.name,
@@ -50,9 +47,14 @@ def traced_part(
             value=_NAMES[node.meta["value"]],
             **{name: getattr(node.meta["value"], name) for name in _KEPT},
         )
-        for node in graph_module.graph.nodes
+        for node in traced.graph_module.graph.nodes
     )
-    return TracedPart(path=path, constants=dict(constants), nodes=nodes, shapes=dict(shapes))
+    return TracedPart(
+        path=subject.path,
+        constants=dict(subject.fixed),
+        nodes=nodes,
+        shapes=dict(subject.shapes),
+    )
 
 
 class ArchitectureError(Exception):

@@ -10,17 +10,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from qrecipe.errors.findings import Finding, TraceError
 from qrecipe.errors.text import first_line
-from qrecipe.model.call import VARIADIC, Inputs, arguments, constants, signature_of
+from qrecipe.model.call import VARIADIC, Inputs, arguments, signature_of
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.program_writer import ProgramWriter
-from qrecipe.model.trace import Scopes
-from qrecipe.model.untraceable import check_named
+from qrecipe.model.trace import Subject, Traced
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
@@ -28,19 +27,14 @@ from qrecipe.recipe.schema import FxTable
 
 
 def exported_part(
-    model: nn.Module,
-    path: str,
-    inputs: Inputs,
-    table: FxTable,
-    sizes: Collection[str] = (),
-) -> tuple[fx.GraphModule, Scopes, dict[str, Any]]:
+    model: nn.Module, path: str, inputs: Inputs, table: FxTable, sizes: Collection[str] = ()
+) -> Traced:
     """As `trace.trace_part`, with every size but the first one of each input fixed.
 
     Raises ``TraceError`` (QR305) if torch cannot export the submodule at ``path``.
     """
-    check_named(model, path, inputs)
-    module = model.get_submodule(path)
-    fixed = constants(module, inputs)
+    subject = Subject.called(model, path, inputs, table)
+    module = subject.module
     parameters = signature_of(module).parameters
     given = {
         name: value
@@ -50,7 +44,8 @@ def exported_part(
     root = runnable_copy(module)
     try:
         program: Any = exported(root, (), given).module()
-        graph_module, scopes = ProgramWriter(root, path, table, given, fixed).written(program)
+        writer = ProgramWriter(root, path, table, given, subject.fixed)
+        return Traced(subject, *writer.written(program))
     except TraceError:
         raise
     except Exception as error:
@@ -59,7 +54,6 @@ def exported_part(
         message = f"{what} cannot be exported: {first_line(error)}"
         hint = "move what can be exported into a submodule and name that in [fx] roots"
         raise TraceError(Finding("QR305", message, hint=hint)) from error
-    return graph_module, scopes, fixed
 
 
 def exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

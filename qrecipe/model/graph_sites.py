@@ -49,15 +49,13 @@ from qrecipe.model.rewrites.batch_norms import (
 )
 from qrecipe.model.rewrites.channel_arithmetic import fold_channel_arithmetic
 from qrecipe.model.rewrites.constants import fold_constants
-from qrecipe.model.rewrites.folded_layers import folded_layers_as_modules
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.scaled_inputs import SCALES, spell_out_scales
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
-from qrecipe.model.rewrites.transposed import fold_into_transposed
+from qrecipe.model.rewrites.weighted_layers import weighted_layers_as_modules
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
-from qrecipe.model.shapes import shapes_of
-from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
+from qrecipe.model.trace import InTraining, Traced, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.unfit import unfit
 from qrecipe.process.state import alone, replaced
@@ -127,10 +125,7 @@ class Inventory:
     doubts: tuple[Finding, ...] = ()
 
 
-Tracing = Callable[
-    [nn.Module, str, Inputs, FxTable, Collection[str]],
-    tuple[fx.GraphModule, Scopes, dict[str, Any]],
-]
+Tracing = Callable[[nn.Module, str, Inputs, FxTable, Collection[str]], Traced]
 """What makes the graph of a part, as `trace.trace_part` does."""
 
 
@@ -179,20 +174,17 @@ def _inventory(
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
         module, sizes = model.get_submodule(path), sizes_of.get(path, ())
-        graph_module, scopes, fixed = tracing(model, path, part_inputs, table, sizes)
-        example = record_values(graph_module, module, part_inputs)
-        shapes = shapes_of(module, part_inputs)
-        traced = traced_part(path, fixed, shapes, graph_module)
-        training = None
-        if phase == "qat":
-            training = in_training(model, path, fixed, table, shapes, graph_module)
-        graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)
+        traced = tracing(model, path, part_inputs, table, sizes)
+        example = record_values(traced.graph_module, module, part_inputs)
+        record = traced_part(traced)
+        training = in_training(traced) if phase == "qat" else None
+        graph_module, dropped = fused_graph(traced, backend_config, training)
         idle += dropped
         if training is not None:
             trained += [] if training.other is None else [training.other]
             trained += frozen_in_training(graph_module, training.momenta)
             ungraded += training.ungraded
-        parts.append(Part(path, graph_module, part_inputs, traced, example))
+        parts.append(Part(path, graph_module, part_inputs, record, example))
         batch_sizes = example.inputs.batch_size, part_inputs.batch_size
         for name, match in named_sites(graph_module, backend_config, phase).items():
             matches[name] = replace(match, shape=_shape(match, *batch_sizes))
@@ -252,32 +244,27 @@ def _shape(match: Match, few: int | None, all_samples: int | None) -> tuple[int,
 
 
 def fused_graph(
-    graph_module: fx.GraphModule,
-    scopes: Scopes,
-    path: str,
-    backend_config: BackendConfig,
-    training: InTraining | None,
+    traced: Traced, backend_config: BackendConfig, training: InTraining | None
 ) -> tuple[fx.GraphModule, tuple[Member, ...]]:
     """A traced graph with recorded values, normalised and fused, and the calls that have no site.
 
     ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
+    graph_module, path = traced.graph_module, traced.subject.path
     spell_out_scales(graph_module, path)
-    address(graph_module, scopes, path)
+    address(graph_module, traced.scopes, path)
     idle = drop_no_ops(graph_module, path, training)
     idle += fold_constants(graph_module, is_trained=training is not None)
     batch_norms_as_modules(graph_module, path, training)
     normalize(graph_module)
     products_as_linear(graph_module)
-    folded_layers_as_modules(graph_module)
-    fold_channel_arithmetic(graph_module, is_trained=training is not None)
+    weighted_layers_as_modules(graph_module)
     patterns = dtype_configs(backend_config)
+    fold_channel_arithmetic(graph_module, patterns, is_trained=training is not None)
     if moved in patterns:
         spell_out_moves(graph_module, patterns)
     let_shapes_be_read_later(graph_module)
     keep_apart(graph_module)
-    if training is None:
-        fold_into_transposed(graph_module, patterns)
     _note_fused_members(graph_module, backend_config)
     graph_module.train(training is not None)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.copies import on_meta
 from qrecipe.model.interpreter import Interpreter
-from qrecipe.model.record import Shape, Shapes
+from qrecipe.model.record import Shapes
 from qrecipe.model.rewrites.shape_readers import reads_shape
 from qrecipe.model.shapes import of_another_batch_size, without_values
 from qrecipe.process.memory import raise_lack_of_memory
@@ -36,7 +36,7 @@ class KnownValues:
         root: nn.Module,
         graph: fx.Graph,
         fixed: Mapping[str, Any],
-        shapes: Mapping[str, Shape | Shapes],
+        shapes: Mapping[str, Shapes],
     ) -> None:
         root = on_meta(root)
         another = of_another_batch_size(shapes)

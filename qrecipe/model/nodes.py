@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import count
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,31 +20,31 @@ def module_of(node: fx.Node) -> Any:
     return owner.get_submodule(str(node.target))
 
 
+def graph_module_of(node: fx.Node) -> fx.GraphModule:
+    """The graph module that a node is in."""
+    owner = node.graph.owning_module
+    assert owner is not None, "its graph is being traced"
+    return owner
+
+
 def called_modules(graph: fx.Graph) -> list[tuple[fx.Node, Any]]:
     """The nodes that call modules, in order, and what they call."""
     return [(node, module_of(node)) for node in graph.nodes if node.op == "call_module"]
 
 
-def stored(source: object, graph_module: nn.Module) -> Any:
+def stored(source: object) -> Any:
     """What a ``get_attr`` node reads: a parameter, a buffer or another attribute.
 
     None for all other nodes, and for arguments that are not nodes.
     """
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None
-    owner, name = stored_in(source, graph_module)
-    return getattr(owner, name)
+    return attrgetter(str(source.target))(graph_module_of(source))
 
 
-def stored_value(argument: Any, graph_module: nn.Module) -> Any:
+def stored_value(argument: Any) -> Any:
     """The tensor that an argument of a call reads, or the argument itself."""
-    return stored(argument, graph_module) if isinstance(argument, fx.Node) else argument
-
-
-def stored_in(node: fx.Node, graph_module: nn.Module) -> tuple[nn.Module, str]:
-    """The module whose attribute a ``get_attr`` node reads, and the name of the attribute."""
-    path, _, name = str(node.target).rpartition(".")
-    return graph_module.get_submodule(path), name
+    return stored(argument) if isinstance(argument, fx.Node) else argument
 
 
 def free_name(graph_module: fx.GraphModule, path: str) -> str:
@@ -65,6 +66,15 @@ def store(tensor: Tensor, path: str, graph_module: fx.GraphModule) -> str:
     else:
         module.register_buffer(name, tensor)
     return free
+
+
+def call_instead(node: fx.Node, module: nn.Module, source: Any, path: str = "") -> None:
+    """Let a node call a module with one argument, in place; its path is ``path`` or after that."""
+    graph_module, inputs = graph_module_of(node), node.all_input_nodes
+    node.op, node.target = "call_module", free_name(graph_module, path or node.name)
+    node.args, node.kwargs = (source,), {}
+    graph_module.add_submodule(node.target, module)
+    erase_unread(inputs)
 
 
 def erase_unread(nodes: Iterable[fx.Node]) -> None:

@@ -73,21 +73,11 @@ MULTIPLIES_WEIGHT: dict[Any, tuple[str, ...]] = {
 }
 """Linear layers and convolutions as functions, with their arguments in torch's order."""
 
-DIMENSIONS: dict[Any, int] = {
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, F.conv1d, F.conv_transpose1d), 1),
-    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, F.conv2d, F.conv_transpose2d), 2),
-    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, F.conv3d, F.conv_transpose3d), 3),
-}
-"""Those of the images of a convolution, besides the samples and the channels."""
-
 _POSITIONAL: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(_BINARY_FUNCTIONS, ("input", "other")),
-    F.linear: _WEIGHTED,
     **dict.fromkeys((torch.cat, torch.stack), ("tensors", "dim")),
     **dict.fromkeys(_JOINED_AT, ("tensors",)),
 }
-
-_DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
 
 TAKES_WEIGHT = frozenset(
     (*MULTIPLIES_WEIGHT, F.layer_norm, F.instance_norm, F.group_norm, F.batch_norm, F.embedding)
@@ -117,8 +107,6 @@ def normalize(graph_module: fx.GraphModule) -> None:
             _joining_to_cat(node)
             if node.target in _BINARY_FUNCTIONS and node.kwargs.get("alpha") == 1:
                 node.kwargs = {key: each for key, each in node.kwargs.items() if key != "alpha"}
-            elif node.target in DIMENSIONS:
-                _spell_out_convolution(node, graph_module)
             elif node.target is F.leaky_relu:
                 _spell_out_leaky_relu(node)
     name_constants(graph_module)
@@ -146,7 +134,7 @@ def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
     called = {node.target for node in nodes if node.op == "call_module"}
     for node in nodes:
         if node.op == "get_attr" and str(node.target).rpartition(".")[0] in called:
-            tensor = stored(node, graph_module)
+            tensor = stored(node)
             node.target = store(tensor, str(node.target).replace(".", "_"), graph_module)
 
 
@@ -199,8 +187,8 @@ def _spell_out_module(node: fx.Node, module: nn.Module) -> None:
         node.args = (*node.args, module.start_dim, module.end_dim)
     elif type(module) is nn.LeakyReLU:
         module.inplace = False  # or its kernel would warn at each call that it is not in place
-    elif isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.padding, str):
-        module.padding = _in_numbers(module.padding, module.kernel_size, module.dilation)
+    else:
+        padding_in_numbers(module)
 
 
 def _spell_out_leaky_relu(node: fx.Node) -> None:
@@ -208,25 +196,6 @@ def _spell_out_leaky_relu(node: fx.Node) -> None:
     given = dict(zip(("negative_slope", "inplace"), node.args[1:], strict=False))
     kwargs = {"negative_slope": 0.01, **given, **node.kwargs, "inplace": False}
     node.args, node.kwargs = node.args[:1], kwargs
-
-
-def _spell_out_convolution(node: fx.Node, graph_module: fx.GraphModule) -> None:
-    """Write all arguments positionally and as tuples, as the quantized prepack operators need."""
-    names, dimensions = MULTIPLIES_WEIGHT[node.target], DIMENSIONS[node.target]
-    given = {**_DEFAULTS, **dict(zip(names, node.args, strict=False)), **node.kwargs}
-    for name in _DEFAULTS.keys() - {"groups"}:
-        given[name] = _for_each_dimension(given[name], dimensions)
-    weight, padding = stored(given["weight"], graph_module), given["padding"]
-    if isinstance(padding, str) and weight is not None:
-        given["padding"] = _in_numbers(padding, tuple(weight.shape[2:]), given["dilation"])
-    node.args, node.kwargs = tuple(given.get(name) for name in names), {}
-
-
-def _for_each_dimension(value: Any, dimensions: int) -> Any:
-    if isinstance(value, int):
-        return (value,) * dimensions
-    is_single = isinstance(value, (tuple, list)) and len(value) == 1
-    return tuple(value) * dimensions if is_single else value
 
 
 def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
@@ -239,9 +208,14 @@ def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
     node.args, node.kwargs = tuple(args), kwargs
 
 
-def _in_numbers(word: str, kernel: tuple[int, ...], dilation: Any) -> Any:
-    """Padding given as a word in numbers if it is symmetric, as kernels need."""
-    if word == "valid":
-        return (0,) * len(kernel)
-    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return word if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
+def padding_in_numbers(module: nn.Module) -> None:
+    """Let a convolution have padding that is given as a word in numbers, as kernels need.
+
+    That is possible if it is symmetric.
+    """
+    if not isinstance(module, nn.modules.conv._ConvNd) or not isinstance(module.padding, str):
+        return
+    sizes = zip(module.dilation, module.kernel_size, strict=True)
+    totals = [0 if module.padding == "valid" else d * (k - 1) for d, k in sizes]
+    if not any(total % 2 for total in totals):
+        module.padding = tuple(total // 2 for total in totals)

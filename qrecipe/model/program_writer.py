@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class ProgramWriter:
         self._take_inputs(program.graph.find_nodes(op="placeholder"))
         for node in program.graph.nodes:
             if node.op == "get_attr":
-                self._take_stored(node, program)
+                self._take_stored(node)
             elif node in calls:
                 self._note(node, calls[node]())
             elif node.op == "call_function" and node not in self._inside and not _asserts(node):
@@ -96,15 +97,15 @@ class ProgramWriter:
                 source = self._graph.call_function(operator.getitem, (source, at))
         return source
 
-    def _take_stored(self, node: fx.Node, program: fx.GraphModule) -> None:
+    def _take_stored(self, node: fx.Node) -> None:
         target = str(node.target)
         try:
-            is_known = stored(node, self._root) is not None
+            is_known = attrgetter(target)(self._root) is not None
         except AttributeError:
             is_known = False
         if not is_known:
             target = target.replace(".", "_")
-            self._root.register_buffer(target, stored(node, program).detach())
+            self._root.register_buffer(target, stored(node).detach())
         self._written[node] = self._graph.get_attr(target)
 
     def _take_call(self, node: fx.Node) -> None:
@@ -187,7 +188,7 @@ class ProgramWriter:
     def _reads(self, own: Collection[int], node: fx.Node) -> bool:
         """Whether a node is one of a module's own tensors."""
         try:
-            return node.op == "get_attr" and id(stored(node, self._root)) in own
+            return node.op == "get_attr" and id(attrgetter(str(node.target))(self._root)) in own
         except AttributeError:
             return False
 

@@ -147,7 +147,7 @@ def _traceable(
 def _prove(model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable) -> nn.Module:
     """The proven graph of a part. Raises ``PlanError`` if there is none."""
     part, inputs = model.get_submodule(path), calls[path]
-    graph, *_ = trace_part(model, path, inputs, table)
+    graph = trace_part(model, path, inputs, table).graph_module
     record_values(graph, part, inputs)
     return graph
 

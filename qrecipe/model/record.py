@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 Value = Literal["float tensor", "tensor", "floats", "other"]
 """What a node computes: a floating-point tensor, another tensor, a tuple with some, or other."""
@@ -43,10 +44,8 @@ class Shape(Stored):
     dtype: DType
 
 
-class Shapes(Stored):
-    """The shapes of what is in a list or tuple, by position, or in a dict, by key."""
-
-    parts: tuple[Shape | Shapes, ...] | dict[str, Shape | Shapes]
+Shapes = TypeAliasType("Shapes", "Shape | tuple[Shapes, ...] | dict[str, Shapes]")
+"""The shape of a tensor, or those of what is in a list or tuple, or in a dict."""
 
 
 class TracedPart(Stored):
@@ -59,7 +58,7 @@ class TracedPart(Stored):
     path: str
     constants: dict[str, bool | int | float | str | None]
     nodes: tuple[TracedNode, ...]
-    shapes: dict[str, Shape | Shapes] = {}
+    shapes: dict[str, Shapes] = {}
 
 
 class Architecture(Stored):

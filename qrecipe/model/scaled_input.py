@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.opened.whole import Whole, note_class
+from qrecipe.model.sharing import linear
 
 
 class ScaledLinear(Whole, nn.Linear):
@@ -60,8 +61,4 @@ def class_without_scale(module: nn.Module) -> type[nn.Module]:
 
 def without_scale(layer: ScaledLinear) -> nn.Linear:
     """The plain linear layer; it shares the parameters."""
-    made = nn.Linear(
-        layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-    ).train(layer.training)
-    made.weight, made.bias = layer.weight, layer.bias
-    return made
+    return linear(layer.weight, layer.bias).train(layer.training)

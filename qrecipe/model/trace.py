@@ -7,7 +7,7 @@ import keyword
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile, zip_longest
 from typing import Any
 
@@ -25,7 +25,7 @@ from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.opened.whole import class_of_the_caller
-from qrecipe.model.record import Shape, Shapes
+from qrecipe.model.record import Shapes, TracedPart
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
 from qrecipe.model.tracer import Tracer
@@ -37,46 +37,75 @@ from qrecipe.rules.structure import enclosing, joined
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
 
-_Shapes = Mapping[str, Shape | Shapes]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What is traced: the submodule of a model at ``path``, as it is called with some inputs.
+
+    Names in ``table`` are relative to the whole model. ``fixed`` are the arguments of its forward
+    that are not tensors, and ``shapes`` those of the others: where Python needs a number that
+    follows from shapes, it is that of these shapes, and the graph asserts it.
+    """
+
+    model: nn.Module
+    path: str
+    table: FxTable
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, Shapes] = field(default_factory=dict)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model.get_submodule(self.path)
+
+    @classmethod
+    def called(cls, model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> Subject:
+        """As it is called with these inputs.
+
+        Raises ``TraceError`` if ``*args`` or ``**kwargs`` of its forward are used.
+        """
+        check_named(model, path, inputs)
+        module = model.get_submodule(path)
+        return cls(model, path, table, constants(module, inputs), shapes_of(module, inputs))
+
+    @classmethod
+    def recorded(cls, model: nn.Module, part: TracedPart, table: FxTable) -> Subject:
+        """As it was when a model was stored."""
+        return cls(model, part.path, table, part.constants, part.shapes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traced:
+    """The graph of a subject, and the scopes of its nodes, relative to the submodule."""
+
+    subject: Subject
+    graph_module: fx.GraphModule
+    scopes: Scopes
 
 
 def trace_part(
-    model: nn.Module,
-    path: str,
-    inputs: Inputs,
-    table: FxTable,
-    sizes: Collection[str] = (),
-) -> tuple[fx.GraphModule, Scopes, dict[str, Any]]:
-    """As `trace`, with the arguments in ``inputs`` that are not tensors fixed; and those.
+    model: nn.Module, path: str, inputs: Inputs, table: FxTable, sizes: Collection[str] = ()
+) -> Traced:
+    """As `trace`, for a call. Numbers in ``sizes`` are inputs of the graph if that can be traced.
 
-    Numbers in ``sizes`` are inputs of the graph where that can be traced.
-
-    Raises ``TraceError`` like `trace`, and if ``*args`` or ``**kwargs`` of forward are used.
+    Raises ``TraceError`` like `trace` and `Subject.called`.
     """
-    check_named(model, path, inputs)
-    module = model.get_submodule(path)
-    fixed, shapes = constants(module, inputs), shapes_of(module, inputs)
+    subject = Subject.called(model, path, inputs, table)
     if sizes:
-        rest = {name: value for name, value in fixed.items() if name not in sizes}
+        rest = {name: value for name, value in subject.fixed.items() if name not in sizes}
         with suppress(TraceError):
-            return (*trace(model, path, rest, table, shapes), rest)
-    return (*trace(model, path, fixed, table, shapes), fixed)
+            return trace(replace(subject, fixed=rest))
+    return trace(subject)
 
 
-def trace(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, shapes: _Shapes
-) -> tuple[fx.GraphModule, Scopes]:
-    """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
+def trace(subject: Subject) -> Traced:
+    """The graph of a copy of a submodule, in eval mode, which shares the parameters.
 
-    The copy shares the parameters, and dead code is dropped. Names in ``table`` are relative to
-    the whole model, ``scopes`` to the submodule. ``fixed`` are the arguments of its forward that
-    are not tensors, and ``shapes`` those of the others: where Python needs a number that follows
-    from shapes, it is that of these shapes, and the graph asserts it.
-
-    Raises ``TraceError`` with the submodule and the line that cannot be traced.
+    Dead code is dropped. Raises ``TraceError`` with the submodule and the line that cannot be
+    traced.
     """
+    model, path = subject.model, subject.path
     try:
-        tracer, root, graph = _traced(model, path, fixed, table, shapes)
+        tracer, root, graph = _traced(subject)
     except _TracingError as failure:
         raise untraceable(failure.error, path, failure.at, model) from failure.error
     try:
@@ -91,24 +120,17 @@ def trace(
         raise
     except Exception as error:
         raise untraceable(error, path, joined(path, tracer.path), model) from error
-    return graph_module, tracer.node_name_to_scope
+    return Traced(subject, graph_module, tracer.node_name_to_scope)
 
 
-def line_of(
-    model: nn.Module,
-    path: str,
-    fixed: Mapping[str, Any],
-    table: FxTable,
-    shapes: _Shapes,
-    node: fx.Node,
-) -> str | None:
+def line_of(subject: Subject, node: fx.Node) -> str | None:
     """The line of the model's code that made a node of `trace`, or the last one before it.
 
     It is traced again for that, as noting the lines takes much longer than tracing.
     """
     lines_of: dict[str, str | None] = {}
     with suppress(_TracingError):
-        _traced(model, path, fixed, table, shapes, lines=lines_of)
+        _traced(subject, lines=lines_of)
     names = [each.name for each in takewhile(lambda each: each is not node, node.graph.nodes)]
     lines = [line for name in (*names, node.name) if (line := lines_of.get(name))]
     return lines[-1] if lines else None
@@ -152,32 +174,25 @@ class InTraining:
     ungraded: tuple[str, ...] = ()
 
 
-def in_training(
-    model: nn.Module,
-    path: str,
-    fixed: Mapping[str, Any],
-    table: FxTable,
-    shapes: _Shapes,
-    graph_module: fx.GraphModule,
-) -> InTraining:
-    """Compare the traces of a submodule in both modes; the arguments are those of `trace`.
+def in_training(traced: Traced) -> InTraining:
+    """Compare the traces of a submodule in both modes, given the one in eval mode with values.
 
-    ``graph_module`` is its graph in eval mode, with recorded values. Of a model in training mode,
-    the modules in eval mode stay in it, as do those that its ``train()`` leaves in eval mode.
+    Of a model in training mode, the modules in eval mode stay in it, as do those that its
+    ``train()`` leaves in eval mode.
     """
+    subject, path, model = traced.subject, traced.subject.path, traced.subject.model
     # the paths of the modules that are in training mode while the model is trained
     probe = model if model.training else runnable_copy(model).train()
     named_modules = probe.named_modules(remove_duplicate=False)
     trained = frozenset(name for name, module in named_modules if module.training)
     idle = {
         node.name
-        for node in graph_module.graph.nodes
+        for node in traced.graph_module.graph.nodes
         if node.op == "call_function" and node.meta["value"].is_input
     }
-    given = (model, path, fixed, table, shapes)
     try:
-        tracer_in_eval, _, graph_in_eval = _traced(*given)
-        tracer, _, graph = _traced(*given, trained=trained, whole=tracer_in_eval.idle)
+        tracer_in_eval, _, graph_in_eval = _traced(subject)
+        tracer, _, graph = _traced(subject, trained=trained, whole=tracer_in_eval.idle)
     except _TracingError as failure:
         raise_lack_of_memory(failure.error)
         return InTraining(trained, failure.at)
@@ -229,11 +244,7 @@ class _TracingError(Exception):
 
 
 def _traced(
-    model: nn.Module,
-    path: str,
-    fixed: Mapping[str, Any],
-    table: FxTable,
-    shapes: _Shapes,
+    subject: Subject,
     *,
     trained: Collection[str] = (),
     whole: Collection[str] = (),
@@ -244,21 +255,22 @@ def _traced(
     The modules at the paths ``trained``, from the whole model, are in training mode, all others in
     eval mode. Those at the paths ``whole`` are not traced through.
 
-    If it fails, it is tried again with known ``shapes``; first with buffers as nodes: code like
+    If it fails, it is tried again with known shapes; first with buffers as nodes: code like
     ``self.mask[:x.size(1)]`` cuts the buffer to any size then. Raises ``_TracingError`` for the
     first failure.
     """
     failure: _TracingError | None = None
+    path, shapes = subject.path, subject.shapes
     for buffers_are_nodes, known in ((False, None), (True, shapes), (False, shapes)):
-        tracer = _tracer(model, path, table)
+        tracer = _tracer(subject.model, path, subject.table)
         tracer.proxy_buffer_attributes = buffers_are_nodes
         tracer.shapes = known
         tracer.lines, tracer.whole = lines, whole
-        root = _traceable_copy(model, path)
+        root = _traceable_copy(subject.module)
         for name, module in root.named_modules(remove_duplicate=False):
             module.training = joined(path, name) in trained
         try:
-            return tracer, root, tracer.trace(root, dict(fixed))
+            return tracer, root, tracer.trace(root, dict(subject.fixed))
         except Exception as error:
             if failure is None or isinstance(error, BatchSizeError):
                 failure = _TracingError(error, joined(path, tracer.path))
@@ -266,9 +278,9 @@ def _traced(
     raise failure
 
 
-def _traceable_copy(model: nn.Module, path: str) -> nn.Module:
+def _traceable_copy(module: nn.Module) -> nn.Module:
     """A copy of a submodule without what only hinders tracing it."""
-    root = runnable_copy(model.get_submodule(path))
+    root = runnable_copy(module)
     for module in root.modules():
         # leftovers of an earlier prepare would look like our decisions
         module.__dict__.pop("qconfig", None)

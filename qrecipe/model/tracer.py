@@ -30,7 +30,7 @@ from qrecipe.model.known_values import (
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.opened.whole import Whole
 from qrecipe.model.proxies import AskingProxy
-from qrecipe.model.record import Shape, Shapes
+from qrecipe.model.record import Shapes
 from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS
 from qrecipe.model.untraceable import AutocastError, BatchSizeError, innermost_line
 from qrecipe.process.state import random_numbers_kept, traced_alone
@@ -78,7 +78,7 @@ class Tracer(QuantizationTracer):
         self.idle: set[str] = set()
         self.ungraded: dict[str, None] = {}
         self._learnt: frozenset[str] = frozenset()
-        self.shapes: Mapping[str, Shape | Shapes] | None = None
+        self.shapes: Mapping[str, Shapes] | None = None
         self.kinds: dict[fx.Node, Kind] = {}
         self._known: KnownValues | None = None
         self._values: dict[tuple[fx.Node, Any], Any] = {}

@@ -30,7 +30,6 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.moving import averages, moved, moves
-from qrecipe.model.rewrites.transposed import TRANSPOSED
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.asked import DEQUANTIZE, MODES, PACK
 from qrecipe.planning.engines import adds_in_32_bits, detour
@@ -139,9 +138,13 @@ def backend_config(name: Backend) -> BackendConfig:
     made = _BACKEND_CONFIGS[name]()
     if name not in EXPORTED:
         made.set_backend_pattern_configs(_own_patterns(made))
-    fused = set(TRANSPOSED.items())
-    configs = [config for config in made.configs if config.pattern not in fused]
+    configs = [config for config in made.configs if not _folds_into_transposed(config)]
     return BackendConfig(made.name).set_backend_pattern_configs(configs)
+
+
+def _folds_into_transposed(config: BackendPatternConfig) -> bool:
+    first = config.pattern[0] if isinstance(config.pattern, tuple) else None
+    return isinstance(first, type) and issubclass(first, nn.modules.conv._ConvTransposeNd)
 
 
 def _own_patterns(made: BackendConfig) -> list[BackendPatternConfig]:

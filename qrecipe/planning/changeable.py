@@ -78,4 +78,4 @@ def _stored_tensors(inventory: Inventory) -> Iterator[Any]:
     """What graphs read directly, and not through a module."""
     for part in inventory.parts:
         for node in part.graph_module.graph.find_nodes(op="get_attr"):
-            yield stored(node, part.graph_module)
+            yield stored(node)

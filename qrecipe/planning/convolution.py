@@ -1,4 +1,4 @@
-"""The shape of a convolution, as a module or as a function."""
+"""The shape of a convolution."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Any
 from torch import nn
 
 from qrecipe.model.graph_sites import Match
-from qrecipe.model.nodes import stored
-from qrecipe.model.normalize import DIMENSIONS, MULTIPLIES_WEIGHT
-
-_SETTINGS = ("stride", "padding", "output_padding", "dilation", "groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +83,16 @@ class Convolution:
 def convolution_of(match: Match) -> Convolution | None:
     """None for other operations, and for functions whose weight is computed."""
     module = match.module
-    if isinstance(module, nn.modules.conv._ConvNd):
-        transposed, kernel = (
-            isinstance(module, nn.modules.conv._ConvTransposeNd),
-            module.kernel_size,
-        )
-        given: dict[str, Any] = {name: getattr(module, name) for name in _SETTINGS}
-        if module.padding_mode != "zeros":
-            given["padding"] = (0,)
-        inputs, outputs = module.in_channels, module.out_channels
-    else:
-        node = match.nodes[0] if match.nodes and module is None else None
-        if node is None or node.target not in DIMENSIONS or node.graph.owning_module is None:
-            return None
-        given = dict(zip(MULTIPLIES_WEIGHT[node.target], node.args, strict=False))
-        weight = stored(given["weight"], node.graph.owning_module)
-        if weight is None:
-            return None
-        transposed, kernel = "output_padding" in given, weight.shape[2:]
-        inputs, outputs = weight.shape[1] * given["groups"], weight.shape[0]
-        if transposed:
-            inputs, outputs = outputs, inputs
-    groups, output_padding = given["groups"], given.get("output_padding", ())
-    settings = (given["stride"], given["padding"], output_padding, given["dilation"], groups)
-    return Convolution(transposed, tuple(kernel), *settings, inputs // groups, outputs // groups)
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return None
+    return Convolution(
+        isinstance(module, nn.modules.conv._ConvTransposeNd),
+        module.kernel_size,
+        module.stride,
+        module.padding if module.padding_mode == "zeros" else (0,),
+        module.output_padding,
+        module.dilation,
+        module.groups,
+        module.in_channels // module.groups,
+        module.out_channels // module.groups,
+    )

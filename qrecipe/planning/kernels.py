@@ -19,17 +19,16 @@ from qrecipe.model.changes import gives_tuple
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
 from qrecipe.model.nodes import module_of
-from qrecipe.model.normalize import DIMENSIONS, MULTIPLIES_WEIGHT, TAKES_WEIGHT
+from qrecipe.model.normalize import MULTIPLIES_WEIGHT, TAKES_WEIGHT
 from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.rewrites.constants import is_learnt
-from qrecipe.model.rewrites.transposed import TRANSPOSED
+from qrecipe.model.rewrites.weighted_layers import computed_argument
 from qrecipe.model.trace_proof import Value
 from qrecipe.planning.moves import no_move
 from qrecipe.planning.plan import EXPORTED
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
-_F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _MOST_FLOAT16 = torch.finfo(torch.float16).max
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _AVERAGE = (
@@ -86,7 +85,8 @@ def why_apart(match: Match) -> str | None:
     """Why a BatchNorm is not part of the convolution before it in training."""
     if not isinstance(match.module, nn.modules.batchnorm._BatchNorm) or not match.nodes:
         return None
-    if type(module_of(match.nodes[0].all_input_nodes[0])) not in TRANSPOSED:
+    before = module_of(match.nodes[0].all_input_nodes[0])
+    if not isinstance(before, nn.modules.conv._ConvTransposeNd):
         return None
     return "not folded: torch cannot train a transposed convolution and its BatchNorm as one"
 
@@ -98,13 +98,10 @@ def _takes_no_tensor(node: fx.Node) -> bool:
 
 def _lacks_batch(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the input of a convolution has no batch dimension."""
-    dimensions = DIMENSIONS.get(node.target if module is None else type(module))
     source = node.args[0] if node.args else None
-    return (
-        dimensions is not None
-        and isinstance(source, fx.Node)
-        and _value(source).rank == dimensions + 1
-    )
+    if not isinstance(module, nn.modules.conv._ConvNd) or not isinstance(source, fx.Node):
+        return False
+    return _value(source).rank == len(module.kernel_size) + 1
 
 
 def weight_refusal(
@@ -132,9 +129,7 @@ def weight_refusal(
 
 def takes_per_channel_weight(match: Match) -> bool:
     """Whether the weight may be quantized per channel: not in transposed convolutions."""
-    if match.module is not None:
-        return not isinstance(match.module, nn.modules.conv._ConvTransposeNd)
-    return match.nodes[0].target not in _F_CONV_TRANSPOSE
+    return not isinstance(match.module, nn.modules.conv._ConvTransposeNd)
 
 
 def _value(node: fx.Node) -> Value:
@@ -170,20 +165,17 @@ def _convolution(module: Any) -> str | None:
     if module.padding_mode != "zeros" and not reflects:
         kind = type(module).__name__
         return f'quantized {kind} does not support padding_mode = "{module.padding_mode}"'
-    return _asymmetric(module.padding)
-
-
-def _asymmetric(padding: Any) -> str | None:
-    if isinstance(padding, str):
-        return f'padding = "{padding}" is asymmetric, which no kernel supports'
+    if isinstance(module.padding, str):
+        return f'padding = "{module.padding}" is asymmetric, which no kernel supports'
     return None
 
 
-def _weighted(node: fx.Node) -> str | None:
-    for name, source in zip(("weight", "bias"), node.args[1:3], strict=False):
-        if isinstance(source, fx.Node) and source.op != "get_attr":
-            return f"its {name} is computed, not stored"
-    return _asymmetric(node.args[4]) if len(node.args) > 4 else None
+def _weighted(node: fx.Node) -> str:
+    """Why a layer is still a function: it has no weight that a kernel could pack."""
+    computed = computed_argument(node)
+    return (
+        "its weight is a vector" if computed is None else f"its {computed} is computed, not stored"
+    )
 
 
 def _averaging(subject: Any) -> str | None:
@@ -325,7 +317,6 @@ _LIMITS: Mapping[Any, _Limit] = {
 """By function, method or class of modules; the last one is for every function."""
 
 _LIMITS_OF_QNNPACK: Mapping[Any, _Limit] = {
-    F.conv_transpose3d: "qnnpack computes transposed convolutions wrongly in three dimensions",
     **dict.fromkeys(
         _CLAMPS, "qnnpack's clamp is wrong for channels_last, which its convolutions return"
     ),

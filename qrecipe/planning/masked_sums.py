@@ -67,7 +67,7 @@ def _lowest(value: object, static: Set[str]) -> float:
         return 0.0
     if value.op == "get_attr":
         assert value.graph.owning_module is not None
-        tensor = stored(value, value.graph.owning_module)
+        tensor = stored(value)
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
             return 0.0
         return float(tensor.detach().to_dense().min())

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from torch import nn
 
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.planning.kernels import refusal
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, TensorSpec, quantized_range
@@ -64,7 +63,5 @@ def _reads_seven_bits(match: Match, qconfig: QConfigSpec | None, backend: Backen
 
 
 def takes_weight(match: Match) -> bool:
-    """Whether the operation is a convolution or a linear layer, as a module or a function."""
-    if match.module is not None:
-        return isinstance(match.module, _WEIGHTED)
-    return any(node.target in MULTIPLIES_WEIGHT for node in match.nodes)
+    """Whether the operation is a convolution or a linear layer."""
+    return isinstance(match.module, _WEIGHTED)

@@ -386,8 +386,7 @@ def test_a_model_that_is_quantized_already_is_said_to_be(name):
 
 
 def test_a_model_with_quantized_functions_alone_is_said_to_be_quantized():
-    weight = nn.Parameter(torch.randn(4, 3, 3, 3))
-    model = net_of(lambda self, x: nn.functional.conv2d(x, self.weight), weight=weight)
+    model = net_of(lambda self, x: torch.add(x, x))
     batches = [torch.rand(1, 3, 8, 8) for _ in range(10)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QRecipeWarning)

@@ -109,14 +109,14 @@ def test_a_module_becomes_dynamic_in_int8_and_in_float16(kind, says, dtype):
     assert least < output_sqnr_db(model(x), converted(x)) < 120
 
 
-@pytest.mark.parametrize(("says", "kernel"), [("int8-dynamic", "linear"), ("float16", "fp16")])
-def test_a_linear_function_becomes_dynamic_with_its_relu(says, kernel):
+@pytest.mark.parametrize(("says", "dtype"), [("int8-dynamic", "qint8"), ("float16", "float16")])
+def test_a_linear_function_becomes_dynamic_with_its_relu(says, dtype):
     model = FunctionalLinear().eval()
     converted = qrecipe.quantize(model, recipe(says), example_inputs=ROWS)
-    targets = [str(node.target) for node in converted.graph.nodes if node.op == "call_function"]
-    (target,) = targets
-    assert target.startswith("quantized.linear_relu_dynamic")
-    assert ("fp16" in target) == (kernel == "fp16")
+    (node,) = (each for each in converted.graph.nodes if each.op not in ("placeholder", "output"))
+    layer = converted.get_submodule(node.target)
+    assert type(layer) is fused.LinearReLU
+    assert dtype in _weights(layer)
     assert output_sqnr_db(model(ROWS), converted(ROWS)) > 30
 
 

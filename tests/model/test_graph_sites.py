@@ -15,6 +15,7 @@ from qrecipe.errors.findings import PlanError
 from qrecipe.model.addresses import CALLS
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import take_inventory
+from qrecipe.model.nodes import module_of
 from qrecipe.planning.backend import backend_config
 from qrecipe.recipe.schema import FxTable
 
@@ -127,8 +128,9 @@ def test_every_floating_call_belongs_to_exactly_one_site_and_knows_it(name):
     assert len(members) == len(set(members))
 
 
-# torch corrupts shared convolutions, drops what is changed in place, and does not know torch.relu
-TORCH_DIFFERS = ("shared_conv", "shared_conv_two_norms", "in_place", "aliased", "mlp")
+# torch corrupts shared convolutions, drops what is changed in place, does not know torch.relu, and
+# leaves layers functions
+TORCH_DIFFERS = ("shared_conv", "shared_conv_two_norms", "in_place", "aliased", "mlp", "functional")
 
 
 @pytest.mark.parametrize("name", every(2, (name for name in NETS if name not in TORCH_DIFFERS)))
@@ -361,12 +363,25 @@ def test_functions_in_torch_spelling_are_rewritten_where_only_these_have_a_kerne
     assert torch.add in targets
 
 
-def test_convolutions_as_functions_get_every_argument_by_position():
+def test_layers_as_functions_become_modules_that_share_their_tensors():
     net = NETS["functional"]
-    graph_module = inventory_of(net.model(), net.batches(1)[0]).parts[0].graph_module
-    (node,) = [n for n in graph_module.graph.nodes if n.target is F.conv2d]
-    assert node.kwargs == {}
-    assert node.args[3:] == ((2, 2), (1, 1), (1, 1), 1)
+    model = net.model()
+    graph_module = inventory_of(model, net.batches(1)[0]).parts[0].graph_module
+    (convolution, _), layer = filter(None, map(module_of, graph_module.graph.nodes))
+    assert (convolution.stride, convolution.padding) == ((2, 2), (1, 1))
+    assert convolution.weight is model.conv_weight
+    assert convolution.bias is model.conv_bias
+    assert layer.weight is model.weight
+    assert layer.bias is None
+
+
+def test_a_setting_in_a_list_of_one_is_for_each_dimension():
+    model = net_of(lambda self, x: F.conv2d(x, self.w, stride=[2], dilation=(2,), padding="valid"))
+    model.w = nn.Parameter(torch.randn(4, 3, 2, 2))
+    graph_module = inventory_of(model, torch.randn(1, 3, 8, 8)).parts[0].graph_module
+    (convolution,) = filter(None, map(module_of, graph_module.graph.nodes))
+    settings = convolution.stride, convolution.dilation, convolution.padding
+    assert settings == ((2, 2), (2, 2), (0, 0))
 
 
 def test_every_node_of_the_fused_graph_that_can_be_decided_has_a_site():

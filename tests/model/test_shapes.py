@@ -18,7 +18,7 @@ from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import TraceError
 from qrecipe.model.caches import with_caches_without_values
 from qrecipe.model.record import Shape, TracedPart
-from qrecipe.model.trace import trace
+from qrecipe.model.trace import Subject, trace
 from qrecipe.recipe.schema import FxTable
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -260,23 +260,17 @@ def test_shapes_of_a_file_cannot_make_forward_work_without_end(monkeypatch):
         return x
 
     model = net_of(loops, fc=nn.Linear(4, 4))
-    given = {"x": Shape(shape=(1, 2**24, 4), dtype="float32")}
+
+    def part(steps):
+        shapes = {"x": Shape(shape=(1, steps, 4), dtype="float32")}
+        return TracedPart(path="", constants={}, nodes=(), shapes=shapes)
+
     with pytest.raises(TraceError, match="QR305"):
-        trace(model, "", {}, FxTable(), given)
-    assert (
-        with_caches_without_values(
-            model, [TracedPart(path="", constants={}, nodes=(), shapes=given)]
-        )
-        is None
-    )
-    given = {"x": Shape(shape=(1, 9, 4), dtype="float32")}
-    assert trace(model, "", {}, FxTable(), given)[0](torch.ones(1, 9, 4)).shape == (1, 9, 4)
-    assert (
-        with_caches_without_values(
-            model, [TracedPart(path="", constants={}, nodes=(), shapes=given)]
-        )
-        is not None
-    )
+        trace(Subject.recorded(model, part(2**24), FxTable()))
+    assert with_caches_without_values(model, [part(2**24)]) is None
+    graph = trace(Subject.recorded(model, part(9), FxTable())).graph_module
+    assert graph(torch.ones(1, 9, 4)).shape == (1, 9, 4)
+    assert with_caches_without_values(model, [part(9)]) is not None
 
 
 def test_the_process_is_as_before():

@@ -119,8 +119,15 @@ def test_it_stays_float_with_a_reason_and_the_rest_is_quantized_right(kind):
 def test_a_transposed_convolution_in_three_dimensions_is_refused_on_qnnpack_as_a_function_too():
     model = net_of(lambda self, x: F.conv_transpose3d(x, self.w))
     model.w = nn.Parameter(torch.randn(4, 4, 2, 2, 2))
-    with pytest.raises(qrecipe.QRecipeError, match="three dimensions"):
+    with pytest.raises(qrecipe.QRecipeError, match="cannot unpack the weights"):
         qrecipe.plan(model, ARM, torch.randn(1, 4, 3, 3, 3))
+
+
+def test_a_linear_function_with_a_vector_for_weight_stays_float():
+    model = net_of(lambda self, x: F.linear(self.fc(x), self.v), fc=nn.Linear(4, 4))
+    model.v = nn.Parameter(torch.randn(4))
+    found = sites(qrecipe.plan(model, "builtin:x86-static", torch.randn(2, 4)))
+    assert found[":linear"].reason == "its weight is a vector"
 
 
 def test_a_size_that_is_given_as_an_argument_is_not_observed():

@@ -43,14 +43,14 @@ def fold_weights(graph_module: fx.GraphModule) -> None:
         if not str(node.target).startswith(_QUANTIZE) or node.args[0].op != "get_attr":
             continue
         name = f"quantized_weight_{number}"
-        args = (stored(arg, graph_module) if isinstance(arg, fx.Node) else arg for arg in node.args)
+        args = (stored(arg) if isinstance(arg, fx.Node) else arg for arg in node.args)
         with torch.no_grad():
             graph_module.register_buffer(name, node.target(*args))
         with graph_module.graph.inserting_before(node):
             integers = graph_module.graph.get_attr(name)
         node.replace_all_uses_with(integers)
         for user in list(integers.users):
-            spell_out(graph_module, user)
+            spell_out(user)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 

@@ -49,8 +49,6 @@ from qrecipe.execution.packing import Kinds, packed_convolution, packed_sites, q
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
-from qrecipe.model.nodes import stored
-from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.results import expect_chunks
 from qrecipe.model.rewrites.batch_norms import FROZEN, SYNCHRONISED, synchronise, unsynchronise
 from qrecipe.planning.backend import own_backend_config
@@ -120,7 +118,7 @@ def as_torch_prepared(prepared: fx.GraphModule) -> fx.GraphModule:
     source = structural_copy(prepared)
     for node in source.graph.nodes:
         if SYNCHRONISED in node.meta:
-            unsynchronise(node, source)
+            unsynchronise(node)
     observe_moved_again(source)
     remove_drops(source)
     return source
@@ -263,25 +261,13 @@ def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, tor
     found: dict[str, torch.Tensor] = {}
     for node in reference.graph.nodes:
         site = site_of(node)
-        if site is None or site not in sites or site in found:
+        if site is None or site not in sites or site in found or node.op != "call_module":
             continue
-        if node.op == "call_module":
-            for module in reference.get_submodule(str(node.target)).modules():
-                weight: Any = getattr(module, "get_quantized_weight", None)
-                if weight is not None:
-                    found[site] = weight()
-        elif node.op == "call_function" and len(node.args) > 1 and node.target in TAKES_WEIGHT:
-            found[site] = _computed(node.args[1].args[0], reference)
+        for module in reference.get_submodule(str(node.target)).modules():
+            weight: Any = getattr(module, "get_quantized_weight", None)
+            if weight is not None:
+                found[site] = weight()
     return found
-
-
-def _computed(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    """The value of a node that only reads stored tensors."""
-    if node.op == "get_attr":
-        return stored(node, graph_module)
-    target: Any = node.target
-    args: Any = fx.map_arg(node.args, lambda source: _computed(source, graph_module))
-    return target(*args)
 
 
 def _pack(

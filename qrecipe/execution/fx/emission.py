@@ -12,8 +12,7 @@ from qrecipe._torch_fx import QConfigMapping
 from qrecipe.model.addresses import CALLS, DROPS, SITE, TRACE_PREFIX
 from qrecipe.model.altered_modules import keep_float, make_affine
 from qrecipe.model.moving import restore_moves
-from qrecipe.model.nodes import stored
-from qrecipe.model.normalize import TAKES_WEIGHT
+from qrecipe.model.nodes import module_of
 from qrecipe.model.outputs import restore_constants
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.plan import Limits, Plan, Site
@@ -66,22 +65,17 @@ def _channels(graph_module: fx.GraphModule) -> dict[str, int]:
     weights = {
         str(node.meta[SITE]): weight
         for node in graph_module.graph.nodes
-        if SITE in node.meta and (weight := _weight(node, graph_module)) is not None
+        if SITE in node.meta and (weight := _weight(node)) is not None
     }
     return {name: len(weight) for name, weight in weights.items() if weight.dim()}
 
 
-def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
-    if node.op == "call_module":
-        module = graph_module.get_submodule(str(node.target))
-        owner = module[0] if isinstance(module, nn.Sequential) else module
-        # the weights of a recurrent module have one row per gate output
-        found = (getattr(owner, name, None) for name in ("weight", "weight_ih_l0", "weight_ih"))
-        return next((weight for weight in found if isinstance(weight, Tensor)), None)
-    if node.target not in TAKES_WEIGHT or len(node.args) < 2:
-        return None
-    weight: Tensor | None = stored(node.args[1], graph_module)
-    return weight
+def _weight(node: fx.Node) -> Tensor | None:
+    module = module_of(node)
+    owner = module[0] if isinstance(module, nn.Sequential) else module
+    # the weights of a recurrent module have one row per gate output
+    found = (getattr(owner, name, None) for name in ("weight", "weight_ih_l0", "weight_ih"))
+    return next((weight for weight in found if isinstance(weight, Tensor)), None)
 
 
 def erase_marks(graph_module: fx.GraphModule) -> None:

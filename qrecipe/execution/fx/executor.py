@@ -36,7 +36,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
-from qrecipe.model.trace import line_of, trace_part
+from qrecipe.model.trace import Subject, line_of, trace_part
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.recipe.patterns import leave_float
@@ -161,8 +161,7 @@ class FxPart:
             node = faulty_node(converted, usual, inputs)
             site = None if node is None else site_of(node)
             return None if site is None else Fault(f"the kernel of {site}", leave_float(site))
-        model, table = self.task.model, self.task.recipe.fx
-        line = line_of(model, self.path, traced.constants, table, traced.shapes, node)
+        line = line_of(Subject.recorded(self.task.model, traced, self.task.recipe.fx), node)
         what = site_of(node) or joined(self.path, node.name)
         return Fault(f"{what} at {line}" if line else what, self._way_out(what))
 
@@ -175,7 +174,7 @@ class FxPart:
         names = (*table.non_traceable_module_name, around)
         without = table.model_copy(update={"non_traceable_module_name": names})
         with suppress(PlanError):
-            graph_module, *_ = trace_part(model, self.path, self.source.inputs, without)
+            graph_module = trace_part(model, self.path, self.source.inputs, without).graph_module
             whole = with_parts(model, {self.path: graph_module})
             if shortfall(model, whole, self.task.inputs) is None:
                 listed = ", ".join(map(quoted_whole, names))

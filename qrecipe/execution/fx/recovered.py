@@ -24,12 +24,10 @@ from qrecipe._torch_ao import (
 )
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.errors.findings import ArtifactError
-from qrecipe.execution.packing import one_each, packed_sites
+from qrecipe.execution.packing import one_each
 from qrecipe.execution.state import slots_of
-from qrecipe.model.addresses import observed_name, site_of
+from qrecipe.model.addresses import observed_name
 from qrecipe.model.graph_names import outer
-from qrecipe.model.nodes import stored
-from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.same_graph import observing
 from qrecipe.rules.resolution import listed
 
@@ -53,7 +51,7 @@ def recover(
     ``ArtifactError`` (QR512) if it gives another model.
     """
     state = _state(converted)
-    _take_weights(prepared, converted, state)
+    _take_weights(prepared, state)
     observers = dict(_unknown(prepared))
     for number, observer in enumerate(observers):
         vars(observer)["calculate_qparams"] = partial(_marked, observer.calculate_qparams, number)
@@ -161,16 +159,13 @@ class _Weight:
         return (codes - zero_point.float()) * scale
 
 
-def _take_weights(prepared: fx.GraphModule, converted: fx.GraphModule, state: _State) -> None:
-    packed = {site: outer(name) for owner, name, site in packed_sites(converted)}
+def _take_weights(prepared: fx.GraphModule, state: _State) -> None:
     for node in list(prepared.graph.nodes):
         name = outer(str(node.target))
         if node.op == "get_attr" and name in state:
             _set(prepared, str(node.target), state[name])
         elif node.op == "call_module":
             _take_module(prepared.get_submodule(str(node.target)), name, state)
-        elif node.target in TAKES_WEIGHT and site_of(node) in packed:
-            _take_function(node, packed[site_of(node) or ""], prepared, state)
     prepared.graph.eliminate_dead_code()
     prepared.recompile()
 
@@ -207,22 +202,6 @@ def _fold(layer: Any) -> None:
     for name, value in neutral.items():
         _set(norm, name, torch.full_like(getattr(norm, name), value))
     layer.bias = nn.Parameter(torch.zeros_like(norm.bias), requires_grad=False)
-
-
-def _take_function(node: Any, place: str, prepared: fx.GraphModule, state: _State) -> None:
-    """Give a call of a function its weight and bias, which conversion has packed."""
-    weight, observed = _Weight.at(state, place), node.args[1]
-    former = stored(observed.args[0], prepared)  # None if it was computed from others
-    shape = weight.stored.shape if former is None else former.shape
-    _fix(prepared.get_submodule(observed.target), weight.grid)
-    given = [(observed, 0, weight.values(shape))]
-    if f"{place}.bias" in state and len(node.args) > 2 and node.args[2] is not None:
-        given.append((node, 2, state[f"{place}.bias"]))
-    for reader, position, value in given:
-        name = f"{place}_{position}"
-        prepared.register_buffer(name, value)
-        with prepared.graph.inserting_before(reader):
-            reader.update_arg(position, prepared.graph.get_attr(name))
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:

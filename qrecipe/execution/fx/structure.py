@@ -36,7 +36,6 @@ from qrecipe.model.addresses import (
     site_of,
 )
 from qrecipe.model.moving import PIECE, moves
-from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning.plan import Plan, Site
@@ -145,7 +144,6 @@ _WEIGHTED_MODULES = (
     nn.RNNBase,
     nn.RNNCellBase,
 )
-_QUANTIZE = (torch.quantize_per_tensor, torch.quantize_per_channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +179,8 @@ def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) ->
     weight = next(filter(None, (_weight(node, modules) for node in nodes)), None)
     if site.mode is None:
         return None if weight is None else f"has weights of {weight.dtype}"
-    weighted = any(_takes_weight(node, modules) for node in nodes)
-    if weighted and weight is None:
+    called = [modules[str(node.target)] for node in nodes if node.op == "call_module"]
+    if weight is None and any(isinstance(_inner(each), _WEIGHTED_MODULES) for each in called):
         return "has float weights"
     spec = site.qconfig.weight if site.qconfig else None
     if weight is not None and spec is not None:
@@ -199,32 +197,17 @@ def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) ->
 
 def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
     """The quantized weight of a node, if it has one."""
-    if node.op == "call_module":
-        module: Any = _inner(modules[str(node.target)])
-        if not isinstance(module, ReferenceQuantizedModule):
-            return None
-        scheme = getattr(module, "weight_qscheme", None)
-        per_channel = None if scheme is None else str(scheme).startswith("torch.per_channel")
-        return _Weight(getattr(module, "weight_dtype", None), per_channel)
-    source = node.args[1] if node.target in MULTIPLIES_WEIGHT and len(node.args) > 1 else None
-    if not isinstance(source, fx.Node) or source.target != "dequantize":
+    module: Any = _inner(modules[str(node.target)]) if node.op == "call_module" else None
+    if not isinstance(module, ReferenceQuantizedModule):
         return None
-    quantize = source.all_input_nodes[0]
-    if quantize.target not in _QUANTIZE:  # float16
-        return _Weight(torch.float16, None)
-    dtype: Any = quantize.args[-1]
-    return _Weight(dtype, quantize.target is torch.quantize_per_channel)
+    scheme = getattr(module, "weight_qscheme", None)
+    per_channel = None if scheme is None else str(scheme).startswith("torch.per_channel")
+    return _Weight(getattr(module, "weight_dtype", None), per_channel)
 
 
 def _inner(module: nn.Module) -> nn.Module:
     """What a fused module calls first, or the module itself if it is not fused."""
     return module[0] if isinstance(module, nn.Sequential) and len(module) else module
-
-
-def _takes_weight(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(_inner(modules[str(node.target)]), _WEIGHTED_MODULES)
-    return node.target in MULTIPLIES_WEIGHT
 
 
 def _weight_problem(weight: _Weight, spec: TensorSpec) -> str | None:

@@ -139,7 +139,7 @@ def with_weights_observed(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in made.graph.nodes:
         adapter = adapter_at(node, made)
         if isinstance(adapter, Adapter) and adapter.observer_name == WEIGHT:
-            adapter.observer(stored(node.args[0], made))
+            adapter.observer(stored(node.args[0]))
     return made
 
 

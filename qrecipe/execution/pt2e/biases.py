@@ -48,7 +48,7 @@ def round_biases(program: fx.GraphModule) -> None:
         data, weight, bias = (
             _scale(layer.args[0], program),
             _scale(layer.args[1], program),
-            stored(layer.args[_BIAS], program),
+            stored(layer.args[_BIAS]),
         )
         if data is None or weight is None or bias is None:
             continue
@@ -68,7 +68,7 @@ def _has_integers(layer: fx.Node) -> bool:
 def _scale(node: Any, program: fx.GraphModule) -> Tensor | None:
     """The scale that a node dequantizes with, or that a reference rounds with, if it is stored."""
     if is_conversion(node):
-        scale: Tensor | None = stored(node.args[1], program)
+        scale: Tensor | None = stored(node.args[1])
         return scale
     module = program.get_submodule(node.target) if node.op == "call_module" else None
     return module.scale if isinstance(module, Rounding) else None

@@ -68,7 +68,7 @@ def _became(nodes: Sequence[fx.Node], converted: fx.GraphModule) -> Became:
         return "static"
     read = [(source, role) for node in nodes for source, role in operands(node)]
     if not any(is_conversion(source) for source, role in read if role == "weight"):
-        return "weight_only" if looked_up(nodes[0], converted) else "float"
+        return "weight_only" if looked_up(nodes[0]) else "float"
     rounded = [source for source, role in read if role == "data" and is_conversion(source)]
     if not rounded:
         return "weight_only"

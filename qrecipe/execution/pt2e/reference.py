@@ -89,7 +89,7 @@ def conversion_findings(reference: fx.GraphModule, converted: fx.GraphModule) ->
             continue
         pairs = zip(node.all_input_nodes, nodes[node.name].all_input_nodes, strict=False)
         for before, after in pairs:
-            expected, found = _rounding(before, reference), grid_of(after, converted)
+            expected, found = _rounding(before, reference), grid_of(after)
             if expected != found:
                 name = site_of(node) or "the output"
                 what = "is not what was calibrated" if expected and found else "does not fit"

@@ -45,7 +45,7 @@ class Grid:
         return f"{self.low}..{self.high} {per}{'' if self.scale else ' and call'}"
 
 
-def grid_of(node: fx.Node, program: fx.GraphModule) -> Grid | None:
+def grid_of(node: fx.Node) -> Grid | None:
     """The grid of a node that quantizes or dequantizes; None for any other node."""
     name = str(node.target)
     if node.op != "call_function" or not name.startswith("quantized_decomposed."):
@@ -53,11 +53,11 @@ def grid_of(node: fx.Node, program: fx.GraphModule) -> Grid | None:
     _, scale, zero_point, *rest = node.args
     axis = rest.pop(0) if "per_channel" in name else None
     low, high = rest[:2]
-    return Grid(_values(scale, program), _values(zero_point, program), low, high, axis)  # type: ignore[arg-type]
+    return Grid(_values(scale), _values(zero_point), low, high, axis)  # type: ignore[arg-type]
 
 
-def _values(argument: Any, program: fx.GraphModule) -> tuple[Any, ...]:
-    value = stored_value(argument, program)
+def _values(argument: Any) -> tuple[Any, ...]:
+    value = stored_value(argument)
     if value is None:
         return ()
     return tuple(value.flatten().tolist()) if isinstance(value, Tensor) else (value,)
@@ -78,7 +78,7 @@ def structure_findings(
     before = nodes_of_sites(program, plan)
     sites = {site.name: site for site in plan.sites}
     for name, nodes in nodes_of_sites(converted, plan).items():
-        site, own = sites[name], [node for node in nodes if grid_of(node, converted) is None]
+        site, own = sites[name], [node for node in nodes if grid_of(node) is None]
         expected = site.mode or "float"
         may_do_nothing = bool(before[name]) or site.verdict != "quantized"
         if not own and may_do_nothing and constant.issuperset(before[name]):
@@ -86,7 +86,7 @@ def structure_findings(
         if not own:
             yield differs(site, expected, "vanished")
             continue
-        audit = _SiteAudit(site, own, sites, converted, input_spec(site, plan))
+        audit = _SiteAudit(site, own, sites, input_spec(site, plan))
         problem = next(audit.problems(), None)
         if problem is not None:
             yield differs(site, expected, problem)
@@ -99,40 +99,36 @@ class _SiteAudit:
     site: Site
     nodes: Sequence[fx.Node]
     sites: Mapping[str, Site]
-    converted: fx.GraphModule
     input_spec: TensorSpec | None
 
     def problems(self) -> Iterator[str]:
         grids: set[Grid] = set()
-        if self.site.mode == "weight_only" and not any(map(self._reads_integers, self.nodes)):
+        if self.site.mode == "weight_only" and not any(map(quantized_weights, self.nodes)):
             yield "its weight is float"
         for node in self.nodes:
             for source, role in operands(node):
                 if role == "weight":
                     yield from self._weight_problems(source)
-                elif role == "parameter" and grid_of(source, self.converted) is not None:
+                elif role == "parameter" and grid_of(source) is not None:
                     yield f"{source.args[0]}, a parameter that stays float, is quantized"
                 elif role == "data" and source not in self.nodes:
                     yield from self._input_problems(source)
-                    grids |= {grid for grid in (grid_of(source, self.converted),) if grid}
+                    grids |= {grid for grid in (grid_of(source),) if grid}
             if self.site.gives_integers and gives_tensor(node):
                 yield from self._output_problems(node, grids)
         if self.site.verdict == "passthrough" and len(grids) > 1:
             yield "the tensors that share a scale have several"
 
-    def _reads_integers(self, node: fx.Node) -> bool:
-        return bool(quantized_weights(node, self.converted))
-
     def _weight_problems(self, source: fx.Node) -> Iterator[str]:
         spec = self.site.qconfig.weight if self.site.qconfig else None
-        grid = grid_of(source, self.converted)
+        grid = grid_of(source)
         yield from _unlike(spec, grid, "its weight")
         if grid is not None and source.args[0].op != "get_attr":  # type: ignore[union-attr]
             yield "its weight is quantized in every call"
 
     def _input_problems(self, source: fx.Node) -> Iterator[str]:
         """A float site reads what its producer gives; others read integers."""
-        grid = grid_of(source, self.converted)
+        grid = grid_of(source)
         if self.site.mode == "dynamic":
             yield from _unlike(self.input_spec, grid, "its input")
             if grid is not None and not _is_of_its_own(source):
@@ -157,7 +153,7 @@ class _SiteAudit:
     def _producer(self, source: fx.Node) -> Site | None:
         """The site whose result was quantized and dequantized here."""
         node: Any = source
-        while isinstance(node, fx.Node) and grid_of(node, self.converted) is not None:
+        while isinstance(node, fx.Node) and grid_of(node) is not None:
             node = node.args[0]
         return self.sites.get(site_of(node) or "") if isinstance(node, fx.Node) else None
 
@@ -170,7 +166,7 @@ class _SiteAudit:
         if len(quantizing) > 1:
             yield "its result is quantized more than once"
         for user in quantizing:
-            grid = grid_of(user, self.converted)
+            grid = grid_of(user)
             yield from _unlike(self.site.qconfig.activation, grid, "its result")
             grids |= {grid} if grid else set()
 

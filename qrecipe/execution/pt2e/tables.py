@@ -25,7 +25,7 @@ def store_tables(prepared: fx.GraphModule, plan: Plan) -> None:
     """Let planned embeddings look up integers, in place. Calls that share a table still do."""
     names: dict[int, str] = {}
     for lookup, spec in list(_lookups(prepared, plan)):
-        weight = stored(lookup.args[0], prepared)
+        weight = stored(lookup.args[0])
         if id(weight) not in names:
             names[id(weight)] = _stored(prepared, lookup, _quantized(weight, spec))
         _look_up(lookup, names[id(weight)])
@@ -36,7 +36,7 @@ def round_tables(reference: fx.GraphModule, plan: Plan) -> None:
     """Let planned embeddings look up the float values of their integers, in place."""
     for lookup, spec in list(_lookups(reference, plan)):
         name = free_name(reference, f"{lookup.name}_table")
-        rounded = _quantized(stored(lookup.args[0], reference), spec).dequantize()
+        rounded = _quantized(stored(lookup.args[0]), spec).dequantize()
         reference.register_buffer(name, rounded)
         with reference.graph.inserting_before(lookup):
             lookup.update_arg(0, reference.graph.get_attr(name))

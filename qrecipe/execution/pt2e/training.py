@@ -257,7 +257,7 @@ def _value(argument: Any, program: fx.GraphModule, known: dict[fx.Node, Tensor])
     if argument in known:
         return known[argument]
     if argument.op == "get_attr":
-        return stored(argument, program)
+        return stored(argument)
     args = [
         fx.node.map_arg(each, lambda node: _value(node, program, known)) for each in argument.args
     ]

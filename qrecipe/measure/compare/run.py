@@ -192,8 +192,8 @@ class Run:
         for part in self._inventory.parts:
             for name, real in self._realised[part.path].items():
                 node = self._inventory.matches[name].nodes[0]
-                expected = float_weights(node, part.graph_module)
-                yield name, (expected, quantized_weights(real.node, self._graphs[part.path]))
+                expected = float_weights(node)
+                yield name, (expected, quantized_weights(real.node))
         if self._inventory.untraced is not None:
             reference, quantized = self._raw
             for name in self._inventory.matches:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from qrecipe.audit.float_kernels import qparams_of_result
 from qrecipe.model.addresses import CALLS, is_conversion, quantizes_tensor, site_of
-from qrecipe.model.nodes import stored_value
+from qrecipe.model.nodes import module_of, stored_value
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
@@ -83,7 +83,7 @@ def stored_ranges(part: fx.GraphModule, sites: Mapping[str, Site]) -> dict[fx.No
     found = {}
     for node in part.graph.nodes:
         place = _place(node, sites)
-        qparams = _qparams(node, part) if place is not None else None
+        qparams = _qparams(node) if place is not None else None
         if place is None or qparams is None:
             continue
         site, role = place
@@ -169,16 +169,16 @@ def _readers(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
                 waiting.append(user)
 
 
-def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
+def _qparams(node: fx.Node) -> tuple[float, int] | None:
     """The scale and zero point that a node quantizes its result with."""
-    if node.op == "call_module":
-        module: Any = part.get_submodule(str(node.target))
+    module = module_of(node)
+    if module is not None:
         return _numbers(getattr(module, "scale", None), getattr(module, "zero_point", None))
     if quantizes_tensor(node):
-        return _numbers(*(stored_value(argument, part) for argument in node.args[1:3]))
+        return _numbers(*(stored_value(argument) for argument in node.args[1:3]))
     if not str(node.target).startswith("quantized."):
         return None
-    return _numbers(*(stored_value(argument, part) for argument in qparams_of_result(node)))
+    return _numbers(*(stored_value(argument) for argument in qparams_of_result(node)))
 
 
 def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qrecipe.model.opened.linear import linear
 from qrecipe.model.opened.whole import Whole
+from qrecipe.model.sharing import linear
 
 
 class MultiheadAttention(nn.MultiheadAttention):

@@ -1,40 +1,26 @@
-"""Linear layers made of the parameters that other layers hold."""
+"""Modules of the caller's that only multiply with a matrix."""
 
 from __future__ import annotations
 
 import operator
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.nodes import stored
+from qrecipe.model.nodes import called_modules
 from qrecipe.model.rewrites.products import products_as_linear
-from qrecipe.model.trace import trace
+from qrecipe.model.rewrites.weighted_layers import weighted_layers_as_modules
+from qrecipe.model.trace import Subject, trace
 from qrecipe.recipe.schema import FxTable
 
 _RESHAPES = frozenset(
     {"view", "reshape", "flatten", "size", getattr, operator.getitem, operator.add}
 )
 
-_ARGUMENTS = ("input", "weight", "bias")
 _UNDER_OTHERS = frozenset({NonDynamicallyQuantizableLinear})
 """A class of torch's own for linear layers whose weights others read; called, it is a plain one."""
-
-
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer on the memory of a weight (outputs, inputs) and a bias (outputs)."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta").eval()
-    made.weight = _parameter(weight)
-    if bias is not None:
-        made.bias = _parameter(bias)
-    return made
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach(), tensor.requires_grad)
 
 
 def is_product(module: nn.Module) -> bool:
@@ -67,15 +53,13 @@ def _as_linear(module: nn.Module, calls_function: bool) -> nn.Linear | None:
     if is_torchs or ranks not in ([2], [1, 2]) or module._modules or module._buffers:
         return None
     try:
-        graph_module, _ = trace(structural_copy(module), "", {}, FxTable(), {})
+        graph_module = trace(Subject(structural_copy(module), "", FxTable())).graph_module
     except QRecipeError:
         return None
-    made = products_as_linear(graph_module)
+    products_as_linear(graph_module)
     if calls_function:
-        made = [node for node in graph_module.graph.nodes if node.target is F.linear]
-    calls = [node for node in graph_module.graph.nodes if node.op.startswith("call_")]
-    if len(made) != 1 or any(node.target not in _RESHAPES for node in calls if node not in made):
-        return None
-    given = {**dict(zip(_ARGUMENTS, made[0].args, strict=False)), **made[0].kwargs}
-    weight, bias = (stored(given.get(name), graph_module) for name in ("weight", "bias"))
-    return None if weight is None else linear(weight, bias)
+        weighted_layers_as_modules(graph_module)
+    graph = graph_module.graph
+    made = [module for _, module in called_modules(graph)]
+    others = [node.target for node in graph.nodes if node.op in ("call_function", "call_method")]
+    return made[0] if len(made) == 1 and _RESHAPES.issuperset(others) else None

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.graph_names import outer
-from qrecipe.model.nodes import called_modules, erase_unread, free_name, stored
+from qrecipe.model.nodes import call_instead, called_modules, graph_module_of, module_of, stored
+from qrecipe.model.sharing import with_tensors
 from qrecipe.model.switches import BATCH_NORMS, arguments
 from qrecipe.model.trace import InTraining
 from qrecipe.rules.structure import joined
@@ -67,12 +68,12 @@ def batch_norms_as_modules(
             continue
         if momentum is None:
             node.meta[FROZEN] = True
-        _replace(node, graph_module, given["momentum"] if momentum is None else momentum)
+        _replace(node, given["momentum"] if momentum is None else momentum)
     for node, module in called_modules(graph_module.graph):
         if node in calls:
             continue
         is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
-        group = unsynchronise(node, graph_module) if is_plain else None
+        group = unsynchronise(node) if is_plain else None
         name = joined(path, outer(str(node.target)))
         if training is not None and name not in training.trained:
             node.meta[FROZEN] = True
@@ -111,38 +112,22 @@ def _why_not(given: Mapping[str, Any]) -> str | None:
     return None if rank in _BY_RANK else f"it normalises a tensor of {rank} dimensions"
 
 
-def _replace(node: fx.Node, graph_module: fx.GraphModule, momentum: float) -> None:
+def _replace(node: fx.Node, momentum: float) -> None:
     given = _given(node)
-    tensors = {name: stored(given[name], graph_module) for name in _TENSORS}
-    module = _sharing(_BY_RANK[given["input"].meta["value"].rank], tensors, given["eps"])
+    tensors = {name: stored(given[name]) for name in _TENSORS}
+    kind = _BY_RANK[given["input"].meta["value"].rank]
+    is_affine = tensors["weight"] is not None
+    module = kind(len(tensors["running_mean"]), given["eps"], affine=is_affine).eval()
     if momentum == given["momentum"]:
         module.momentum = momentum
     else:  # a cumulative average, which passes the share of the next batch in training mode
         module.momentum = None
         module.num_batches_tracked = torch.tensor(round(1 / momentum) - 1)
     owner, _, _ = str(given["running_mean"].target).rpartition(".")
-    path = free_name(graph_module, joined(owner, "batch_norm"))
-    graph_module.add_submodule(path, module)
-    sources = node.all_input_nodes
-    node.op, node.target, node.args = "call_module", path, (given["input"],)
-    erase_unread(sources)
+    call_instead(node, with_tensors(module, tensors), given["input"], joined(owner, "batch_norm"))
 
 
-def _sharing(kind: type[_BatchNorm], tensors: Mapping[str, Tensor], eps: float) -> _BatchNorm:
-    """A BatchNorm in eval mode with these tensors, which may be buffers."""
-    module = kind(len(tensors["running_mean"]), eps)
-    for name in ("running_mean", "running_var"):
-        module.register_buffer(name, tensors[name])
-    module.affine = tensors["weight"] is not None
-    for name in ("weight", "bias"):
-        tensor = tensors[name]
-        if tensor is not None and not isinstance(tensor, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=False)
-        module.register_parameter(name, tensor)
-    return module.eval()
-
-
-def unsynchronise(node: fx.Node, graph_module: fx.GraphModule) -> tuple[Any, ...] | None:
+def unsynchronise(node: fx.Node) -> tuple[Any, ...] | None:
     """Replace a SyncBatchNorm with a plain BatchNorm, which it is in eval mode, in place.
 
     It may be part of the module that is called. The result has its process group, which may be
@@ -150,13 +135,13 @@ def unsynchronise(node: fx.Node, graph_module: fx.GraphModule) -> tuple[Any, ...
     """
     group: tuple[Any, ...] | None = None
     kind = _BY_RANK.get(node.meta["value"].rank)
-    called = graph_module.get_submodule(str(node.target))
-    for name, module in list(called.named_modules()):
+    for name, module in list(module_of(node).named_modules()):
         if not isinstance(module, nn.SyncBatchNorm) or kind is None or module.running_mean is None:
             continue
         plain = kind(module.num_features, module.eps, module.momentum, module.affine, device="meta")
         plain._parameters, plain._buffers = dict(module._parameters), dict(module._buffers)
-        graph_module.set_submodule(joined(str(node.target), name), plain.train(module.training))
+        path = joined(str(node.target), name)
+        graph_module_of(node).set_submodule(path, plain.train(module.training))
         group = (module.process_group,)
     return group
 

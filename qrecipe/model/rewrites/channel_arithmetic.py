@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, fx, nn
 from qrecipe.model.addresses import FUNCTION_NAMES, members_of
 from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.nodes import (
+    call_instead,
     called_modules,
     erase_unread,
-    free_name,
     module_of,
     stored_value,
 )
@@ -25,6 +26,7 @@ from qrecipe.model.rewrites.shape_readers import readers_of_values
 from qrecipe.registry.builtin import function_family
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+_Transposed = nn.modules.conv._ConvTransposeNd
 
 _LINEAR: Mapping[str, tuple[Callable[..., Tensor], int]] = {
     "add": (torch.add, 2),
@@ -58,37 +60,31 @@ _NORMS: Mapping[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 
 """By the number of dimensions besides the batch and the channels."""
 
 
-def fold_channel_arithmetic(graph_module: fx.GraphModule, is_trained: bool) -> None:
+def fold_channel_arithmetic(
+    graph_module: fx.GraphModule, patterns: Collection[Any], is_trained: bool
+) -> None:
     """Fold what is computed from a layer's result and stored tensors into the layer, in place.
 
-    Permutations may come first, and a BatchNorm after them, or over rows that were joined. If the
-    graph ``is_trained``, arithmetic with parameters that learn is left alone, and what follows a
-    convolution becomes a BatchNorm, which torch fuses with it.
+    Permutations may come first. A BatchNorm is folded after them, over rows that were joined, and
+    after a transposed convolution that is among the ``patterns`` of the backend: torch's own method
+    scales its weight as if it had the output channels of all groups. If the graph ``is_trained``,
+    arithmetic with parameters that learn is left alone, and what follows a convolution becomes a
+    BatchNorm, which torch fuses with it.
     """
     for node, layer in called_modules(graph_module.graph):
         shape = _shape(layer, node.meta["value"].rank)
-        found = None if shape is None else _arithmetic(node, shape, graph_module, is_trained)
+        takes_norm = isinstance(layer, _Transposed) and type(layer) in patterns and not is_trained
+        found = None if shape is None else _arithmetic(node, shape, is_trained, takes_norm)
         if found is None:
             continue
         if not is_trained:
             folded = scaled(layer, found.factor, found.shift)
             graph_module.set_submodule(str(node.target), folded)
             node.meta["members"] = (*members_of(node), *found.members)
-            _remove(found.steps, graph_module)
+            _remove(found.steps)
         elif isinstance(layer, nn.modules.conv._ConvNd):
             norm = _norm(_NORMS[len(layer.kernel_size)], found).to(layer.weight.dtype)
-            _as_module(found, node, norm, graph_module)
-
-
-def is_channel_arithmetic(node: fx.Node, source: fx.Node, graph_module: fx.GraphModule) -> bool:
-    """Whether a node may be such arithmetic with the result of a source, permuted at most."""
-    while _permutes(node):
-        readers = readers_of_values(node)
-        if len(readers) != 1:
-            return False
-        source, node = node, readers[0]
-    step = _step(node, source, graph_module, is_trained=False)
-    return step is not None and step.reads_stored
+            _as_module(found, node, norm)
 
 
 def _shape(layer: Any, rank: int | None) -> list[int] | None:
@@ -121,7 +117,7 @@ class _Arithmetic:
 
 
 def _arithmetic(
-    node: fx.Node, shape: list[int], graph_module: fx.GraphModule, is_trained: bool
+    node: fx.Node, shape: list[int], is_trained: bool, takes_norm: bool
 ) -> _Arithmetic | None:
     # a linear function is given by two of its values
     at_zero, at_one = torch.zeros(shape).double(), torch.ones(shape).double()
@@ -135,13 +131,14 @@ def _arithmetic(
             at_zero, at_one = (_called(reader)(at, *args, **kwargs) for at in (at_zero, at_one))
             source = reader
             continue
-        step = _step(reader, source, graph_module, is_trained)
-        if step is None and source is not node and not steps:  # torch fuses what follows directly
+        step = _step(reader, source, is_trained)
+        is_first = not steps and (takes_norm or source is not node)
+        if step is None and is_first:  # else torch fuses it
             step = _norm_step(module_of(reader), at_zero)
         if step is None or step(at_zero).shape != at_zero.shape:
             break
         at_zero, at_one = step(at_zero), step(at_one)
-        reads_stored |= step.reads_stored
+        reads_stored |= reader.op == "call_module" or len(reader.all_input_nodes) > 1
         steps.append(reader)
         source = reader
     if not reads_stored:  # plain numbers have kernels
@@ -149,30 +146,17 @@ def _arithmetic(
     return _Arithmetic(tuple(steps), (at_one - at_zero).flatten(), at_zero.flatten())
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A call that is linear in the argument at a position; the others are stored, or numbers."""
-
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    position: int
-    reads_stored: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        before, after = self.args[: self.position], self.args[self.position + 1 :]
-        return self.function(*before, x, *after, **self.kwargs)
+_Step = Callable[[Tensor], Tensor]
+"""A call with stored tensors and numbers, as a function of the argument that is neither."""
 
 
-def _step(
-    node: fx.Node, source: fx.Node, graph_module: fx.GraphModule, is_trained: bool
-) -> _Step | None:
+def _step(node: fx.Node, source: fx.Node, is_trained: bool) -> _Step | None:
+    """A call that is linear in what ``source`` gives; None for all others."""
     function, count = _LINEAR.get(_family(node) or "", (torch.add, 0))
     given = [at for at, arg in enumerate(node.args) if arg is source]
     if len(given) != 1 or given[0] >= count or not node.kwargs.keys() <= set(_FACTORS):
         return None
-    operands = [stored_value(arg, graph_module) for arg in node.args]
-    others = [each for at, each in enumerate(operands) if at != given[0]]
+    others = [stored_value(arg) for arg in node.args if arg is not source]
     if not all(isinstance(each, (Tensor, int, float)) for each in (*others, *node.kwargs.values())):
         return None
     tensors = [each for each in others if isinstance(each, Tensor)]
@@ -180,8 +164,9 @@ def _step(
         return None
     if is_trained and any(each.requires_grad for each in tensors):
         return None
-    args = tuple(each if each is None else torch.as_tensor(each).double() for each in operands)
-    return _Step(function, args, node.kwargs, given[0], bool(tensors))
+    numbers = [torch.as_tensor(each).double() for each in others]
+    before, after = numbers[: given[0]], numbers[given[0] :]
+    return lambda x: function(*before, x, *after, **node.kwargs)
 
 
 def _norm_step(module: Any, at: Tensor) -> _Step | None:
@@ -190,10 +175,10 @@ def _norm_step(module: Any, at: Tensor) -> _Step | None:
         return None
     if at.dim() < 2 or at.shape[1] != module.num_features or at.numel() != at.shape[1]:
         return None
-    stored = (module.running_mean, module.running_var, module.weight, module.bias)
-    tensors = [None if each is None else each.detach().double() for each in stored]
-    given = (None, *tensors, False, 0.0, module.eps)
-    return _Step(F.batch_norm, given, {}, 0, True)
+    names = ("running_mean", "running_var", "weight", "bias")
+    stored = {name: getattr(module, name) for name in names}
+    doubles = {name: each.detach().double() for name, each in stored.items() if each is not None}
+    return partial(F.batch_norm, **doubles, eps=module.eps)
 
 
 def _joins_samples(node: fx.Node, at: Tensor) -> bool:
@@ -242,28 +227,21 @@ def _norm(kind: type[_BatchNorm], found: _Arithmetic) -> _BatchNorm:
     return module
 
 
-def _as_module(
-    found: _Arithmetic, source: fx.Node, module: nn.Module, graph_module: fx.GraphModule
-) -> None:
+def _as_module(found: _Arithmetic, source: fx.Node, module: nn.Module) -> None:
     """Let a module compute what all steps do, in place."""
     first, *others = found.steps
-    inputs = first.all_input_nodes
-    first.meta["members"] = found.members
-    first.meta[FROZEN] = True
-    first.op, first.target = "call_module", free_name(graph_module, first.name)
-    first.args, first.kwargs = (source,), {}
-    graph_module.add_submodule(first.target, module)
-    _remove(others, graph_module)
-    erase_unread(inputs)
+    first.meta |= {"members": found.members, FROZEN: True}
+    call_instead(first, module, source)
+    _remove(others)
 
 
-def _remove(steps: Any, graph_module: fx.GraphModule) -> None:
+def _remove(steps: Sequence[fx.Node]) -> None:
     """Let the readers of steps read what those read, in place."""
     for step in reversed(steps):
         (source,) = (each for each in step.all_input_nodes if each.op != "get_attr")
         unread = [each for each in step.all_input_nodes if each is not source]
         step.replace_all_uses_with(source)
-        graph_module.graph.erase_node(step)
+        step.graph.erase_node(step)
         erase_unread(unread)
 
 
@@ -291,7 +269,7 @@ def _weight(layer: Any, factor: Tensor) -> Tensor:
     if weight is None:
         return factor
     ones = [1] * (weight.dim() - 2)
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+    if isinstance(layer, _Transposed):
         by_group = factor.reshape(layer.groups, 1, -1)
         of_inputs = by_group.expand(-1, weight.shape[0] // layer.groups, -1)
         return weight * of_inputs.reshape(*weight.shape[:2], *ones)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from qrecipe.model.addresses import DROPS, members_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.interpreter import Interpreter
-from qrecipe.model.nodes import module_of, store, stored
+from qrecipe.model.nodes import graph_module_of, module_of, store, stored
 from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.outputs import is_packing
 from qrecipe.process.memory import raise_lack_of_memory
@@ -33,7 +33,7 @@ def fold_constants(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Memb
     sources = _sources(graph_module)
     if is_trained:
         for node, tensors in sources.items():
-            if any(stored(tensor, graph_module).requires_grad for tensor in tensors):
+            if any(stored(tensor).requires_grad for tensor in tensors):
                 node.meta[_LEARNT] = True
         sources = {node: each for node, each in sources.items() if _LEARNT not in node.meta}
     folder = _Folder(graph_module, garbage_collect_values=False)
@@ -46,7 +46,7 @@ def fold_constants(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Memb
         ]
         value = folder.result(node) if readers else None
         if isinstance(value, Tensor):
-            made = _stored(value, node, sources[node][0], graph_module)
+            made = _stored(value, node, sources[node][0])
             for reader in readers:
                 reader.replace_input_with(node, made)
     before = dict.fromkeys(member for node in sources for member in members_of(node))
@@ -65,7 +65,7 @@ def _sources(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.Node, ...]]
     found: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
-            if isinstance(stored(node, graph_module), Tensor):
+            if isinstance(stored(node), Tensor):
                 found[node] = (node,)
         elif _computes(node):
             read = node.all_input_nodes
@@ -102,11 +102,11 @@ class _Folder(Interpreter):
         return super().run_node(n)
 
 
-def _stored(value: Tensor, node: fx.Node, source: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+def _stored(value: Tensor, node: fx.Node, source: fx.Node) -> fx.Node:
     """A new node that reads the value of a node, stored under the name of what it is made of."""
     if value.is_floating_point():
         value = nn.Parameter(value.detach(), requires_grad=False)
-    name = store(value, str(source.target).replace(".", "_"), graph_module)
+    name = store(value, str(source.target).replace(".", "_"), graph_module_of(node))
     with node.graph.inserting_before(node):
         made = node.graph.get_attr(name)
     made.meta = {"value": node.meta["value"]}

@@ -10,7 +10,7 @@ from qrecipe.model.addresses import DROPS, members_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.graph_names import outer
-from qrecipe.model.nodes import erase_unread, free_name, module_of
+from qrecipe.model.nodes import call_instead, erase_unread, module_of
 from qrecipe.model.switches import arguments, flag
 from qrecipe.model.trace import InTraining
 from qrecipe.model.tracer import RETURNS_INPUT
@@ -38,7 +38,7 @@ def drop_no_ops(
             if not node.meta["value"].is_input or not (drops or _returns(node)):
                 continue
             if drops and training is not None:
-                _switch(node, training.drops[node.name], graph_module)
+                _switch(node, training.drops[node.name])
         idle += members_of(node)
         if drops:
             node.meta = {"value": node.meta["value"], DROPS: True}
@@ -104,13 +104,11 @@ class _Switched(nn.Module):
         return self.function(*self.args, **{**self.kwargs, self.name: x})
 
 
-def _switch(node: fx.Node, in_training: fx.Node, graph_module: fx.GraphModule) -> None:
+def _switch(node: fx.Node, in_training: fx.Node) -> None:
     """Turn a function into a module that calls it as in training mode, in place."""
     kwargs = dict(in_training.kwargs)
     name = next((key for key, value in kwargs.items() if isinstance(value, fx.Node)), None)
     args = in_training.args if name else in_training.args[1:]
     kwargs.pop(name or "", None)
-    path = free_name(graph_module, node.name)
-    graph_module.add_submodule(path, _Switched(node.target, name, args, kwargs))
-    node.op, node.target = "call_module", path
-    node.args, node.kwargs = (node.all_input_nodes[0],), {}
+    module = _Switched(node.target, name, args, kwargs)
+    call_instead(node, module, node.all_input_nodes[0])

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import members_of
-from qrecipe.model.nodes import store, stored
+from qrecipe.model.nodes import call_instead, erase_unread, stored
+from qrecipe.model.sharing import linear
 
 _PRODUCTS = frozenset({torch.matmul, torch.mm, operator.matmul, "matmul", "mm"})
 _SUMS = frozenset({torch.add, operator.add, operator.iadd, "add", "add_"})
@@ -37,30 +37,22 @@ class _Product:
     bias: fx.Node | None = None
 
 
-def products_as_linear(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """Turn products with stored matrices into calls of ``F.linear``, in place; returns those.
+def products_as_linear(graph_module: fx.GraphModule) -> None:
+    """Turn products with stored matrices into calls of linear layers, in place.
 
     They share the memory of the matrices. A sum with a stored vector becomes the bias. The names
     of the calls stay, but rules for linear layers cover them too.
     """
-    graph = graph_module.graph
-    made: dict[fx.Node, fx.Node] = {}
-    for product in list(_products(graph_module)):
-        last = product.calls[-1]
-        with graph.inserting_before(last):
-            weight = _transposed(product.weight, graph_module)
-            bias = product.bias and graph.node_copy(product.bias)
-            x = made.get(product.x, product.x)  # the product of a product: x @ a @ b
-            linear = graph.call_function(F.linear, (x, weight, bias))
-        linear.meta = {**product.calls[0].meta, **_members(product)}
-        last.replace_all_uses_with(linear)
-        for call in reversed(product.calls):
-            graph.erase_node(call)
-        made[last] = linear
-    if made:
-        graph.eliminate_dead_code()
+    products = list(_products(graph_module))
+    for product in products:
+        first, last = product.calls[0], product.calls[-1]
+        last.meta = {**first.meta, **_members(product)}
+        bias = stored(product.bias)
+        call_instead(last, linear(_transposed(product.weight), bias), product.x)
+        erase_unread(product.calls[:-1])
+    if products:
+        graph_module.graph.eliminate_dead_code()
         graph_module.recompile()
-    return list(made.values())
 
 
 def _members(product: _Product) -> dict[str, Any]:
@@ -77,31 +69,31 @@ def _products(graph_module: fx.GraphModule) -> Iterator[_Product]:
             continue
         if node.target in (torch.addmm, "addmm") and len(node.args) == 3:
             bias, x, weight = node.args
-            found = _checked(_Product((node,), x, weight, bias), graph_module)
+            found = _checked(_Product((node,), x, weight, bias))
         elif node.target in _PRODUCTS:
-            found = _checked(_Product((node,), *node.args), graph_module)
-            found = found and _with_sum(found, graph_module)
+            found = _checked(_Product((node,), *node.args))
+            found = found and _with_sum(found)
         else:
             continue
         if found is not None:
             yield found
 
 
-def _checked(product: _Product, graph_module: fx.GraphModule) -> _Product | None:
+def _checked(product: _Product) -> _Product | None:
     """The product if ``weight`` is a stored matrix, ``bias`` a stored vector, and ``x`` neither."""
-    matrix, x = _matrix(product.weight, graph_module), product.x
+    matrix, x = _matrix(product.weight), product.x
     if matrix is None or not isinstance(x, fx.Node):
         return None
     if x.op == "get_attr" or _turned(x) is not None:
         return None
     if product.bias is None:
         return product
-    bias = stored(product.bias, graph_module)
+    bias = stored(product.bias)
     is_vector = isinstance(bias, Tensor) and bias.shape == (matrix.shape[1],)
     return product if is_vector and bias.is_floating_point() else None
 
 
-def _with_sum(product: _Product, graph_module: fx.GraphModule) -> _Product:
+def _with_sum(product: _Product) -> _Product:
     """The product together with the addition of its bias, if that is all that reads it."""
     (node,) = product.calls
     users = list(node.users)
@@ -109,14 +101,14 @@ def _with_sum(product: _Product, graph_module: fx.GraphModule) -> _Product:
         return product
     bias = next((arg for arg in users[0].args if arg is not node), None)
     with_sum = replace(product, calls=(node, users[0]), bias=bias)  # type: ignore[arg-type]
-    found = None if bias is None else _checked(with_sum, graph_module)
+    found = None if bias is None else _checked(with_sum)
     return found or product
 
 
-def _matrix(node: Any, graph_module: fx.GraphModule) -> Tensor | None:
+def _matrix(node: Any) -> Tensor | None:
     """The stored matrix that a node reads, transposed or not."""
     turned = _turned(node)
-    tensor = stored(node if turned is None else turned, graph_module)
+    tensor = stored(node if turned is None else turned)
     if not isinstance(tensor, Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
         return None
     return tensor if turned is None else tensor.t()
@@ -132,16 +124,13 @@ def _turned(node: Any) -> fx.Node | None:
     return source if tuple(dims) in _TRANSPOSITIONS.get(node.target, ()) else None
 
 
-def _transposed(weight: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
-    """A new node that reads a stored matrix as (outputs, inputs), on the same memory."""
-    graph = graph_module.graph
+def _transposed(weight: fx.Node) -> Tensor:
+    """A stored matrix as (outputs, inputs), on the same memory."""
     turned = _turned(weight)
     if turned is not None:
-        return graph.node_copy(turned)
-    tensor: Tensor = stored(weight, graph_module)
-    transposed = tensor.detach().t()
-    if isinstance(tensor, nn.Parameter):
-        transposed = nn.Parameter(transposed, tensor.requires_grad)
-    made = graph.get_attr(store(transposed, str(weight.target), graph_module))
-    made.meta = dict(weight.meta)
-    return made
+        matrix: Tensor = stored(turned)
+        return matrix
+    matrix = stored(weight)
+    transposed = matrix.detach().t()
+    is_parameter = isinstance(matrix, nn.Parameter)
+    return nn.Parameter(transposed, matrix.requires_grad) if is_parameter else transposed
