@@ -53,7 +53,6 @@ from torch.ao.quantization.fx.utils import (
     _qconfig_satisfies_dtype_config_constraints,
     all_node_args_have_no_tensors,
     assert_and_get_unique_device,
-    collect_producer_nodes,
     node_arg_is_bias,
     node_arg_is_weight,
 )

@@ -93,7 +93,6 @@ def normalize(graph_module: fx.GraphModule) -> None:
     """
     _separate_shared_modules(graph_module)
     _separate_tied_weights(graph_module)
-    _separate_readers_of_weights(graph_module.graph)
     for node in graph_module.graph.nodes:
         if node.op == "call_method":
             _method_to_function(node)
@@ -136,17 +135,6 @@ def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
         if node.op == "get_attr" and str(node.target).rpartition(".")[0] in called:
             tensor = stored(node)
             node.target = store(tensor, str(node.target).replace(".", "_"), graph_module)
-
-
-def _separate_readers_of_weights(graph: fx.Graph) -> None:
-    """Give each reader of a function's weight its own node: torch folds the weight away."""
-    for node in list(graph.nodes):
-        if node.op != "get_attr" or not any(user.target in TAKES_WEIGHT for user in node.users):
-            continue
-        for user in list(node.users)[1:]:
-            with graph.inserting_before(node):
-                twin = graph.node_copy(node)
-            user.replace_input_with(node, twin)
 
 
 def _is_fresh(source: Any) -> bool:

@@ -24,7 +24,6 @@ from qrecipe._torch_fx import (
     _is_reuse_input_qconfig,
     _qconfig_satisfies_dtype_config_constraints,
     all_node_args_have_no_tensors,
-    collect_producer_nodes,
     convert,
     get_qconfig_dtypes,
     node_arg_is_bias,
@@ -230,18 +229,10 @@ def _is_no_tensor(node: Any, modules: Any, cache: Any) -> bool:
 
 @contextmanager
 def computed_weights_left_alone() -> Iterator[None]:
-    """Inside, ``convert`` does not run what computes weights, in which it misses lists and pieces.
+    """Inside, ``convert`` does not run what computes the weights of functions.
 
-    It runs what a weight is made of, to let its observer see the weight. A computed one has none.
+    It would do so to let an observer see the weight. Such functions stay float and have none.
     """
-    ours = {"collect_producer_nodes": _producers}
+    ours = {"_run_weight_observers": lambda observed, backend_config: None}
     with alone(), replaced(convert.__globals__, ours):
         yield
-
-
-def _producers(node: fx.Node) -> Any:
-    found = collect_producer_nodes(node)
-    is_complete = found is not None and all(
-        source in found for each in found for source in each.all_input_nodes
-    )
-    return found if is_complete else None
