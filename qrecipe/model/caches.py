@@ -87,7 +87,7 @@ def _with_other_values(inputs: Inputs) -> Inputs:
         turned = tensor.flip(-1) if tensor.dim() else tensor.clone()
         return turned / 2 if turned.is_floating_point() else turned
 
-    return Inputs(*map_tensors(other, (inputs.args, dict(inputs.kwargs))))
+    return inputs.mapped(other)
 
 
 def with_caches_without_values(model: nn.Module, parts: Sequence[TracedPart]) -> nn.Module | None:

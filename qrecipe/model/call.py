@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.short import ShortRepr
-from qrecipe.model.nested import UncopyableError, cloned, map_tensors, tensors_in
+from qrecipe.model.nested import UncopyableError, map_tensors, tensors_in
 
 _Result = TypeVar("_Result")
 
@@ -54,10 +54,13 @@ class Inputs(ShortRepr):
         """The size of the first dimension, if all tensors have the same."""
         return batch_size((self.args, dict(self.kwargs)))
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """With other tensors. Raises ``UncopyableError`` like `nested.map_tensors`."""
+        return Inputs(*map_tensors(change, (self.args, dict(self.kwargs))))
+
     def taken(self, samples: Tensor) -> Inputs:
         """The samples of these numbers. Raises ``UncopyableError`` like `nested.map_tensors`."""
-        args, kwargs = map_tensors(lambda x: x[samples], (self.args, dict(self.kwargs)))
-        return Inputs(args, kwargs)
+        return self.mapped(lambda x: x[samples])
 
     def first_samples(self, count: int) -> Inputs:
         """The first samples, if all tensors have the same larger batch size; else ``self``."""
@@ -65,7 +68,7 @@ class Inputs(ShortRepr):
         if size is None or size <= count:
             return self
         try:
-            few = Inputs(head(self.args, count), head(dict(self.kwargs), count))
+            few = self.mapped(lambda x: x[:count])
         except UncopyableError:
             return self
         # a container that computes its tensors on access has returned the whole batch again
@@ -90,7 +93,7 @@ class Inputs(ShortRepr):
         Raises ``PlanError`` (QR307) if a container of tensors cannot be copied.
         """
         try:
-            return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
+            return self.mapped(Tensor.clone)
         except UncopyableError as error:
             raise PlanError.of(
                 "QR307",

@@ -7,7 +7,6 @@ from math import prod
 
 from torch import Tensor, nn
 
-from qrecipe.model.call import batch_size
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning.plan import Site
 
@@ -98,8 +97,7 @@ def hardly_multiplies(sites: Sequence[Site], inventory: Inventory, boundaries: i
     ]
     if not inventory.parts or boundaries <= _FEW:
         return False
-    few = inventory.parts[0].example.inputs
-    samples = batch_size((few.args, dict(few.kwargs))) or 1
+    samples = inventory.parts[0].example.inputs.batch_size or 1
     return 0 < sum(map(_multiplications, layers)) < boundaries * samples * _CONVERSION
 
 

@@ -323,6 +323,14 @@ def test_a_tied_or_computed_weight_ends_a_chain():
     assert ("0", "2") not in _ended(parametrized, ROWS[0])
 
 
+def test_a_weight_that_a_function_reads_too_ends_a_chain():
+    def forward(self, x):
+        return self.c(F.relu(self.b(F.relu(self.a(x))))) + F.linear(x, self.a.weight)
+
+    net = net_of(forward, a=nn.Linear(12, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8))
+    assert list(_ended(net, ROWS[0])) == [("b", "c")]
+
+
 # --- recipes
 
 

@@ -16,7 +16,6 @@ from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
-from qrecipe.model.nested import map_tensors
 from qrecipe.process.threads import clock
 from qrecipe.rules.structure import joined
 
@@ -152,10 +151,7 @@ def in_channels_last(model: nn.Module, calls: Sequence[Inputs]) -> Sequence[Inpu
     They stay as they are if the model does not take them so: ``view`` may need another layout.
     """
     try:
-        changed = [
-            Inputs(*map_tensors(_channels_last, (inputs.args, dict(inputs.kwargs))))
-            for inputs in calls
-        ]
+        changed = [inputs.mapped(_channels_last) for inputs in calls]
         for inputs in changed:
             inputs.cloned().call(model)
     except Exception:  # whatever a model raises

@@ -10,7 +10,7 @@ from torch import fx
 
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.execution.isolated import Isolated, Kernel, WrappedPart
-from qrecipe.model.call import Inputs, batch_size, bind
+from qrecipe.model.call import Inputs, bind
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 
@@ -62,7 +62,7 @@ class Replay:
 
     def _groups_for(self, inputs: Inputs) -> list[list[str]]:
         """Sites in order, as many at a time as fit; recomputed for batches of another size."""
-        size = batch_size((inputs.args, dict(inputs.kwargs)))
+        size = inputs.batch_size
         if self._groups is None or self._groups[0] != size or size is None:
             self._groups = (size, self._find_groups(self._sizes(inputs, size)))
         return self._groups[1]
