@@ -14,7 +14,7 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
-from qrecipe.model.same_graph import observing
+from qrecipe.model.same_graph import observes
 
 _JOINS = (torch.cat, torch.stack, torch.ops.aten.cat.default, torch.ops.aten.stack.default)
 
@@ -27,7 +27,7 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
 
     torch gives all branches one observer; a moving average swings between them.
     """
-    joins = {node for node in part.graph.nodes if _is_quantized_join(node, part)}
+    joins = {node for node in part.graph.nodes if _is_quantized_join(node)}
     if not joins:
         return
     with torch.no_grad():
@@ -44,11 +44,10 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
             )
 
 
-def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
+def _is_quantized_join(node: fx.Node) -> bool:
     """Whether its branches and its result are observed; a dynamic kernel observes its input."""
     if node.target not in _JOINS:
         return False
-    observes = observing(part)
     return any(map(observes, node.all_input_nodes)) and any(map(observes, node.users))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from torch import Tensor, fx
 
 from qrecipe.model.addresses import site_of
 from qrecipe.model.masks import has_mask
+from qrecipe.model.nodes import module_of
 
 
 def masked_sums(part: fx.GraphModule, sums: Collection[str]) -> Iterator[str]:
@@ -16,16 +16,14 @@ def masked_sums(part: fx.GraphModule, sums: Collection[str]) -> Iterator[str]:
     for node in part.graph.nodes:
         name = site_of(node)
         if name is not None and name in sums:
-            ends = [end for source in node.all_input_nodes for end in _ends(source, part)]
+            ends = [end for source in node.all_input_nodes for end in _ends(source)]
             if len(ends) == 4 and has_mask(ends):
                 yield name
 
 
-def _ends(node: fx.Node, part: fx.GraphModule) -> Iterator[float]:
+def _ends(node: fx.Node) -> Iterator[float]:
     """What an observer found; nothing for any other node."""
-    if node.op != "call_module":
-        return
-    observer: Any = part.get_submodule(str(node.target))
+    observer = module_of(node)
     while hasattr(observer, "activation_post_process"):
         observer = observer.activation_post_process
     for name in ("min_val", "max_val"):

@@ -13,6 +13,7 @@ from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, StandIn, _Learnabl
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import observed_name, site_of
+from qrecipe.model.nodes import called_modules
 from qrecipe.process.memory import raise_lack_of_memory
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
@@ -29,11 +30,8 @@ def static_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]
 
 def static_owners(part: fx.GraphModule) -> Iterator[tuple[str, nn.Module, ObserverBase]]:
     """As `static_observers`, with the fake-quant that the observer is in, or the observer again."""
-    for node in part.graph.nodes:
-        if node.op != "call_module":
-            continue
+    for node, observer in called_modules(part.graph):
         owner: Any = None
-        observer: Any = part.get_submodule(str(node.target))
         while hasattr(observer, "activation_post_process"):
             owner = observer if isinstance(observer, FakeQuantizeBase) else owner
             observer = observer.activation_post_process

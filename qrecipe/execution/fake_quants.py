@@ -14,6 +14,7 @@ from qrecipe._torch_ao import FakeQuantizeBase, StandIn, _LearnableFakeQuantize,
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import whole_copy
+from qrecipe.model.nodes import called_modules
 
 
 def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
@@ -25,13 +26,11 @@ def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
 
 def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[FakeQuantizeBase]:
     """The fake-quants that the graph calls; those of weights are inside modules."""
-    for node in prepared.graph.nodes:
-        if node.op == "call_module":
-            module: Any = prepared.get_submodule(str(node.target))
-            if isinstance(module, StandIn):  # names the fake-quant of a weight otherwise
-                module = getattr(module, "activation_post_process", None)
-            if isinstance(module, FakeQuantizeBase):
-                yield module
+    for _, module in called_modules(prepared.graph):
+        if isinstance(module, StandIn):  # names the fake-quant of a weight otherwise
+            module = getattr(module, "activation_post_process", None)
+        if isinstance(module, FakeQuantizeBase):
+            yield module
 
 
 def is_observing(fake_quant: FakeQuantizeBase) -> bool:

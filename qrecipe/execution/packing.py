@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import site_of
+from qrecipe.model.nodes import called_modules
 from qrecipe.planning.plan import Engine
 
 Kinds = dict[int, tuple[torch.dtype, torch.qscheme]]
@@ -226,8 +227,8 @@ def _filled(role: str, value: Any, tensors: Tensors) -> Any:
 
 def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
     """The packed weights of sites: a module, the name of its attribute, and the site."""
-    for node in converted.graph.find_nodes(op="call_module"):
-        site, owner = site_of(node), converted.get_submodule(str(node.target))
+    for node, owner in called_modules(converted.graph):
+        site = site_of(node)
         packed = getattr(owner, "_packed_params", None)
         if site is not None and isinstance(packed, (torch.ScriptObject, Unpacked)):
             yield owner, "_packed_params", site

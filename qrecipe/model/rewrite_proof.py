@@ -21,7 +21,7 @@ from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nodes import module_of
-from qrecipe.model.same_graph import observing, same_calls
+from qrecipe.model.same_graph import observes, same_calls
 from qrecipe.model.trace_proof import Example, difference
 from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
@@ -140,7 +140,7 @@ def check_unchanged(fused: fx.GraphModule, example: Example) -> None:
 
 def _is_the_same(prepared: fx.GraphModule, fused: fx.GraphModule) -> bool:
     """Whether a prepared graph makes the same calls, of modules with the same tensors."""
-    if not same_calls(fused.graph, prepared.graph, lambda node: False, observing(prepared)):
+    if not same_calls(fused.graph, prepared.graph, lambda node: False, observes):
         return False
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for path, module in fused.named_modules(remove_duplicate=False):

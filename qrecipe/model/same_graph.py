@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from torch import fx, nn
+from torch import fx
 
 from qrecipe._torch_ao import is_observer
+from qrecipe.model.nodes import module_of
 
 Passes = Callable[[fx.Node], bool]
 """Whether a node counts as one that returns its first input."""
@@ -34,10 +35,9 @@ def same_calls(graph: fx.Graph, other: fx.Graph, passes: Passes, other_passes: P
     return True
 
 
-def observing(graph_module: fx.GraphModule) -> Passes:
-    """Tells the nodes of a prepared graph that observe or fake-quantize."""
-    modules: Mapping[str, nn.Module] = dict(graph_module.named_modules(remove_duplicate=False))
-    return lambda node: node.op == "call_module" and is_observer(modules[str(node.target)])
+def observes(node: fx.Node) -> bool:
+    """Whether a node of a prepared graph observes or fake-quantizes."""
+    return is_observer(module_of(node))
 
 
 def _calls(graph: fx.Graph, passes: Passes) -> list[fx.Node]:

@@ -49,6 +49,7 @@ from qrecipe.execution.packing import Kinds, packed_convolution, packed_sites, q
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
+from qrecipe.model.nodes import called_modules
 from qrecipe.model.results import expect_chunks
 from qrecipe.model.rewrites.batch_norms import FROZEN, SYNCHRONISED, synchronise, unsynchronise
 from qrecipe.planning.backend import own_backend_config
@@ -259,14 +260,12 @@ def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, tor
     They are taken from here because some engines return other weights than were packed.
     """
     found: dict[str, torch.Tensor] = {}
-    for node in reference.graph.nodes:
+    for node, layer in called_modules(reference.graph):
         site = site_of(node)
-        if site is None or site not in sites or site in found or node.op != "call_module":
-            continue
-        for module in reference.get_submodule(str(node.target)).modules():
+        for module in layer.modules() if site in sites else ():
             weight: Any = getattr(module, "get_quantized_weight", None)
-            if weight is not None:
-                found[site] = weight()
+            if weight is not None and site is not None:
+                found.setdefault(site, weight())
     return found
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from qrecipe.model.addresses import carries_data
 from qrecipe.model.integers import laid_out_like, padded, resampled, rolled
 from qrecipe.model.moving import arguments, averages, last_name, moved
+from qrecipe.model.nodes import module_of
 from qrecipe.model.rewrites.shape_readers import reads_shape
 
 
@@ -20,7 +21,6 @@ def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
 
     ``qconfigs`` are those of the nodes, None for what stays float.
     """
-    modules = dict(reference.named_modules(remove_duplicate=False))
     for node in list(reference.graph.nodes):
         if qconfigs.get(node.name) is None or not _is_between(node):
             continue
@@ -30,7 +30,7 @@ def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
             _share_scale(node)
             node.target = resampled
             _list_sizes(node)
-        elif node.target is F.silu or type(modules.get(str(node.target))) is nn.SiLU:
+        elif node.target is F.silu or type(module_of(node)) is nn.SiLU:
             _multiply_by_sigmoid(node)
 
 
@@ -44,7 +44,6 @@ def read_shapes_of_integers(converted: fx.GraphModule) -> None:
 
 _SUMS = (torch.ops.quantized.add, torch.ops.quantized.add_relu)
 _JOINS = (*_SUMS, torch.ops.quantized.mul, torch.ops.quantized.mul_relu)
-_CONVOLUTIONS = (torch.ops.quantized.conv2d, torch.ops.quantized.conv2d_relu)
 _CONVOLVING = frozenset({"Conv2d", "ConvReLU2d", "ConvTranspose2d"})
 _KEEPING_LAYOUT = frozenset({"ReLU", "ReLU6", "MaxPool2d", "Hardswish", "Sigmoid", "Identity"})
 """Names of modules, which are torch's own in a converted graph."""
@@ -72,17 +71,12 @@ def join_in_one_layout(converted: fx.GraphModule) -> None:
 
 def _in_channels_last(converted: fx.GraphModule) -> set[fx.Node]:
     """The quantized images in channels_last, as convolutions give them."""
-    modules = dict(converted.named_modules(remove_duplicate=False))
     found: set[fx.Node] = set()
     for node in converted.graph.nodes:
-        kind = type(modules[str(node.target)]).__name__ if node.op == "call_module" else ""
+        kind = type(module_of(node)).__name__
         keeps = kind in _KEEPING_LAYOUT or node.target in (F.relu, *_SUMS)
         sources = [source for source in node.all_input_nodes if carries_data(source)]
-        if (
-            kind in _CONVOLVING
-            or node.target in _CONVOLUTIONS
-            or (keeps and sources and found.issuperset(sources))
-        ):
+        if kind in _CONVOLVING or (keeps and sources and found.issuperset(sources)):
             found.add(node)
     return found
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, StandIn, is_observer
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, StandIn
 from qrecipe.execution.clamped import Clamping
 from qrecipe.model.addresses import DROPS, site_of
 from qrecipe.model.moving import moved
-from qrecipe.model.same_graph import observing
+from qrecipe.model.nodes import module_of
+from qrecipe.model.same_graph import observes
 from qrecipe.planning.plan import Limits
 
 
@@ -20,13 +21,10 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
 
     The rest of a dropout is scaled up, which would widen the range.
     """
-    observes = observing(prepared)
     drops = [node for node in prepared.graph.nodes if DROPS in node.meta]
     for node in reversed(drops):
         source = node.all_input_nodes[0]
-        observers = [
-            user for user in node.users if observes(user) and not _is_dynamic(user, prepared)
-        ]
+        observers = [user for user in node.users if observes(user) and not _is_dynamic(user)]
         if not observers:
             continue
         if not observes(source):
@@ -46,9 +44,9 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
         prepared.recompile()
 
 
-def _is_dynamic(observer: fx.Node, prepared: fx.GraphModule) -> bool:
+def _is_dynamic(observer: fx.Node) -> bool:
     """Whether it belongs to a layer that rounds its input itself."""
-    return bool(getattr(_observer(observer, prepared), "is_dynamic", False))
+    return bool(getattr(module_of(observer), "is_dynamic", False))
 
 
 def before_drops(node: fx.Node) -> fx.Node:
@@ -76,14 +74,13 @@ def observe_moved_once(prepared: fx.GraphModule) -> None:
     at every output.
     """
     nodes = _moves(prepared)
-    observes = observing(prepared)
     for node in reversed(nodes):
         source = before_drops(node.all_input_nodes[0])
         if not observes(source):
             continue
-        shared = _observer(source, prepared)
+        shared = module_of(source)
         for user in list(node.users):
-            if observes(user) and _observer(user, prepared) is shared:
+            if observes(user) and module_of(user) is shared:
                 user.replace_all_uses_with(node)
                 prepared.graph.erase_node(user)
                 prepared.delete_submodule(str(user.target))
@@ -94,15 +91,14 @@ def observe_moved_once(prepared: fx.GraphModule) -> None:
 def observe_moved_again(prepared: fx.GraphModule) -> None:
     """Put the observers back that `observe_moved_once` removed, in place."""
     nodes = _moves(prepared)
-    observes = observing(prepared)
     qconfigs = prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
     for node in nodes:
         source, readers = before_drops(node.all_input_nodes[0]), list(node.users)
         if not observes(source) or qconfigs.get(node.name) is None:
             continue
-        shared = _observer(source, prepared)
+        shared = module_of(source)
         # a dynamic layer has an observer of its own before it
-        if any(observes(user) and _observer(user, prepared) is shared for user in readers):
+        if any(observes(user) and module_of(user) is shared for user in readers):
             continue
         with prepared.graph.inserting_after(node):
             again = prepared.graph.call_module(str(source.target), (node,))
@@ -110,10 +106,6 @@ def observe_moved_again(prepared: fx.GraphModule) -> None:
             reader.replace_input_with(node, again)
     if nodes:
         prepared.recompile()
-
-
-def _observer(node: fx.Node, prepared: fx.GraphModule) -> nn.Module:
-    return prepared.get_submodule(str(node.target))
 
 
 def _moves(prepared: fx.GraphModule) -> list[fx.Node]:
@@ -147,8 +139,8 @@ def observe_clamped(prepared: fx.GraphModule, clamps: Mapping[str, Limits]) -> N
         limits = clamps.get(site_of(source) or "") if isinstance(source, fx.Node) else None
         if limits is None:
             continue
-        observer = prepared.get_submodule(str(node.target))
-        if is_observer(observer):
+        if observes(node):
+            observer = module_of(node)
             prepared.set_submodule(str(node.target), Clamped(observer, limits))
 
 
@@ -159,7 +151,7 @@ def share_connected_observers(prepared: fx.GraphModule) -> None:
         info = node.meta.get("target_dtype_info") or {}
         if not info.get("input_output_share_observers"):
             continue
-        names = set(_observer_names(node, prepared))
+        names = set(_observer_names(node))
         if not any(user.target in names for user in node.users):
             continue  # its output is not observed: it stays float
         merged: set[str] = set()
@@ -176,10 +168,8 @@ def share_connected_observers(prepared: fx.GraphModule) -> None:
             prepared.set_submodule(name, first)
 
 
-def _observer_names(node: fx.Node, prepared: fx.GraphModule) -> Iterator[str]:
+def _observer_names(node: fx.Node) -> Iterator[str]:
     """The observers of a node's inputs and of its output."""
     for other in (*map(before_drops, node.all_input_nodes), *node.users):
-        if other.op != "call_module":
-            continue
-        if is_observer(prepared.get_submodule(str(other.target))):
+        if observes(other):
             yield str(other.target)

@@ -28,7 +28,7 @@ from qrecipe.execution.packing import one_each
 from qrecipe.execution.state import slots_of
 from qrecipe.model.addresses import observed_name
 from qrecipe.model.graph_names import outer
-from qrecipe.model.same_graph import observing
+from qrecipe.model.same_graph import observes
 from qrecipe.rules.resolution import listed
 
 _State = Mapping[str, Tensor]
@@ -71,8 +71,7 @@ def _state(converted: fx.GraphModule) -> _State:
 
 def _unknown(prepared: fx.GraphModule) -> Iterator[tuple[Any, str]]:
     """The observers whose ranges are not known yet, and what they observe."""
-    is_observed = observing(prepared)
-    for node in filter(is_observed, prepared.graph.nodes):
+    for node in filter(observes, prepared.graph.nodes):
         observer: Any = prepared.get_submodule(str(node.target))
         if isinstance(observer, StandIn):
             observer = getattr(observer, "activation_post_process", None)

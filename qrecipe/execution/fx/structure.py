@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from qrecipe.model.addresses import (
     site_of,
 )
 from qrecipe.model.moving import PIECE, moves
+from qrecipe.model.nodes import module_of
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning.plan import Plan, Site
@@ -84,10 +86,8 @@ def _became(node: fx.Node, modules: dict[str, nn.Module], quantized: set[fx.Node
         return "static"
     if node.op not in CALLS or is_conversion(node):
         return "float"
-    if node.op == "call_module":
-        became = module_became(modules[str(node.target)])
-    else:
-        became = _function_became(node.target)
+    module = module_of(node)
+    became = _function_became(node.target) if module is None else module_became(module)
     if became == "float" and _keeps_quantized(node, modules):
         sources = [source for source in node.all_input_nodes if carries_data(source)]
         return "static" if sources and all(n in quantized for n in sources) else "float"
@@ -113,27 +113,24 @@ def structure_findings(
     A weight that is not in ``kinds`` is unpacked.
     """
     realised = realised_sites(converted)
-    modules = dict(converted.named_modules(remove_duplicate=False))
     for site in plan.sites:
         expected = site.mode or "float"
         real = realised.get(site.name)
         if real is None:
             yield differs(site, expected, "vanished")
         elif real.became != expected:
-            yield differs(site, expected, f"became {real.became} ({_shown(real.node, modules)})")
+            yield differs(site, expected, f"became {real.became} ({_shown(real.node)})")
         else:
-            problem = weight_problem(site, modules.get(str(real.node.target)), kinds or {})
+            problem = weight_problem(site, module_of(real.node), kinds or {})
             if problem:
                 yield differs(site, expected, problem)
     for name in realised.keys() - {site.name for site in plan.sites}:
         yield Finding("QR410", f"{name} was converted, but is not in the plan")
 
 
-def _shown(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    if node.op == "call_module":
-        kind = type(modules[str(node.target)])
-        return f"{kind.__module__}.{kind.__qualname__}"
-    return str(node.target)
+def _shown(node: fx.Node) -> str:
+    kind = type(module_of(node))
+    return str(node.target) if kind is NoneType else f"{kind.__module__}.{kind.__qualname__}"
 
 
 _WEIGHTED_MODULES = (
@@ -156,31 +153,29 @@ class _Weight:
 
 def reference_findings(plan: Plan, reference: fx.GraphModule) -> Iterator[Finding]:
     """Where a reference conversion differs from the plan (QR410)."""
-    modules = dict(reference.named_modules(remove_duplicate=False))
     nodes: dict[str, list[fx.Node]] = {}
     for node in reference.graph.nodes:
         if node.op not in CALLS or is_conversion(node):
             continue
         name = site_of(node)
-        if name is None and _weight(node, modules) is not None:
+        if name is None and _weight(node) is not None:
             name = str(node.target)
         if name is not None:
             nodes.setdefault(name, []).append(node)
     for site in plan.sites:
         own = nodes.pop(site.name, None)
-        problem = "vanished" if own is None else _problem(site, own, modules)
+        problem = "vanished" if own is None else _problem(site, own)
         if problem is not None:
             yield differs(site, site.mode or "float", problem)
     for name in nodes:
         yield Finding("QR410", f"{name} was converted, but is not in the plan")
 
 
-def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) -> str | None:
-    weight = next(filter(None, (_weight(node, modules) for node in nodes)), None)
+def _problem(site: Site, nodes: list[fx.Node]) -> str | None:
+    weight = next(filter(None, (_weight(node) for node in nodes)), None)
     if site.mode is None:
         return None if weight is None else f"has weights of {weight.dtype}"
-    called = [modules[str(node.target)] for node in nodes if node.op == "call_module"]
-    if weight is None and any(isinstance(_inner(each), _WEIGHTED_MODULES) for each in called):
+    if weight is None and any(isinstance(_inner(node), _WEIGHTED_MODULES) for node in nodes):
         return "has float weights"
     spec = site.qconfig.weight if site.qconfig else None
     if weight is not None and spec is not None:
@@ -195,9 +190,9 @@ def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) ->
     return None
 
 
-def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
+def _weight(node: fx.Node) -> _Weight | None:
     """The quantized weight of a node, if it has one."""
-    module: Any = _inner(modules[str(node.target)]) if node.op == "call_module" else None
+    module = _inner(node)
     if not isinstance(module, ReferenceQuantizedModule):
         return None
     scheme = getattr(module, "weight_qscheme", None)
@@ -205,8 +200,9 @@ def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
     return _Weight(getattr(module, "weight_dtype", None), per_channel)
 
 
-def _inner(module: nn.Module) -> nn.Module:
-    """What a fused module calls first, or the module itself if it is not fused."""
+def _inner(node: fx.Node) -> Any:
+    """The module that a node calls, the first one of a fused module; None for a function."""
+    module = module_of(node)
     return module[0] if isinstance(module, nn.Sequential) and len(module) else module
 
 

@@ -19,7 +19,7 @@ from qrecipe.model.call import bind
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.rewrite_proof import passing
-from qrecipe.model.same_graph import observing, same_calls
+from qrecipe.model.same_graph import observes, same_calls
 from qrecipe.model.trace_proof import difference
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import Phase
@@ -41,7 +41,7 @@ def check_conversion(
 
     Raises ``AuditError`` (QR412) if they differ.
     """
-    if same_calls(reference.graph, prepared.graph, _rounds, observing(prepared)):
+    if same_calls(reference.graph, prepared.graph, _rounds, observes):
         return
     if phase == "qat":  # its fake-quants round
         prepared = passing(prepared)

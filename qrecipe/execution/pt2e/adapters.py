@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from qrecipe._torch_ao import FakeQuantizeBase, StandIn
 from qrecipe.execution.clamped import Clamping
 from qrecipe.execution.fake_quants import not_observing
 from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.nodes import stored
+from qrecipe.model.nodes import module_of, stored
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.plan import Limits
 from qrecipe.recipe.schema import Phase, TensorSpec
@@ -137,7 +137,7 @@ def with_weights_observed(prepared: fx.GraphModule) -> fx.GraphModule:
     """A copy whose observers of weights have seen them."""
     made = runnable_copy(prepared)
     for node in made.graph.nodes:
-        adapter = adapter_at(node, made)
+        adapter = adapter_at(node)
         if isinstance(adapter, Adapter) and adapter.observer_name == WEIGHT:
             adapter.observer(stored(node.args[0]))
     return made
@@ -146,9 +146,7 @@ def with_weights_observed(prepared: fx.GraphModule) -> fx.GraphModule:
 AnyAdapter = Adapter | Follower | Clamped
 
 
-def adapter_at(node: object, program: nn.Module) -> AnyAdapter | None:
+def adapter_at(node: object) -> AnyAdapter | None:
     """The adapter that a node of a prepared program calls, if it calls one."""
-    if getattr(node, "op", None) != "call_module":
-        return None
-    module = program.get_submodule(str(node.target))  # type: ignore[attr-defined]
+    module = module_of(node) if isinstance(node, fx.Node) else None
     return module if isinstance(module, AnyAdapter) else None

@@ -150,7 +150,7 @@ def follow(prepared: fx.GraphModule, plan: Plan) -> None:
     """Let the results of sites that only move numbers follow, in place."""
     passing = {site.name for site in plan.sites if site.verdict == "passthrough"}
     for node in prepared.graph.nodes:
-        adapter = adapter_at(node, prepared)
+        adapter = adapter_at(node)
         if isinstance(adapter, Adapter) and site_of(node.args[0]) in passing:
             prepared.add_submodule(str(node.target), Follower(adapter))
 
@@ -159,7 +159,7 @@ def observe_clamped(prepared: fx.GraphModule, plan: Plan) -> None:
     """Let results that only clamps read be observed as the clamps give them, in place."""
     clamps = plan.clamps
     for node in prepared.graph.nodes:
-        adapter = adapter_at(node, prepared)
+        adapter = adapter_at(node)
         limits = clamps.get(site_of(node.args[0]) or "") if adapter is not None else None
         if limits is not None and isinstance(adapter, Adapter) and adapter.observer_name != WEIGHT:
             prepared.add_submodule(str(node.target), Clamped(adapter, limits))

@@ -58,12 +58,12 @@ def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
         if name is not None and is_float(node) and not is_conversion(node):
             found.setdefault(name, []).append(node)
     return {
-        name: Realised(_became(nodes, converted), nodes[0], _rounded(nodes[-1]))
+        name: Realised(_became(nodes), nodes[0], _rounded(nodes[-1]))
         for name, nodes in found.items()
     }
 
 
-def _became(nodes: Sequence[fx.Node], converted: fx.GraphModule) -> Became:
+def _became(nodes: Sequence[fx.Node]) -> Became:
     if _rounded(nodes[-1]) is not nodes[-1]:
         return "static"
     read = [(source, role) for node in nodes for source, role in operands(node)]

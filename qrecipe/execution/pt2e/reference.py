@@ -10,6 +10,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.execution.pt2e.adapters import AnyAdapter, adapter_at, with_weights_observed
 from qrecipe.execution.pt2e.structure import Grid, grid_of
 from qrecipe.model.addresses import observed_name, site_of
+from qrecipe.model.nodes import module_of
 
 
 class Rounding(nn.Module):
@@ -74,7 +75,7 @@ def reference(prepared: fx.GraphModule) -> fx.GraphModule:
     """A copy of the prepared program that rounds where observers stand."""
     made = with_weights_observed(prepared)
     for node in made.graph.nodes:
-        adapter = adapter_at(node, made)
+        adapter = adapter_at(node)
         if adapter is not None:
             kind = RoundingByCall if adapter.is_dynamic else Rounding
             made.add_submodule(str(node.target), kind(adapter))
@@ -89,7 +90,7 @@ def conversion_findings(reference: fx.GraphModule, converted: fx.GraphModule) ->
             continue
         pairs = zip(node.all_input_nodes, nodes[node.name].all_input_nodes, strict=False)
         for before, after in pairs:
-            expected, found = _rounding(before, reference), grid_of(after)
+            expected, found = _rounding(before), grid_of(after)
             if expected != found:
                 name = site_of(node) or "the output"
                 what = "is not what was calibrated" if expected and found else "does not fit"
@@ -101,6 +102,6 @@ def conversion_findings(reference: fx.GraphModule, converted: fx.GraphModule) ->
                 )
 
 
-def _rounding(node: fx.Node, reference: fx.GraphModule) -> Grid | None:
-    module = reference.get_submodule(str(node.target)) if node.op == "call_module" else None
+def _rounding(node: fx.Node) -> Grid | None:
+    module = module_of(node)
     return module.grid if isinstance(module, (Rounding, RoundingByCall)) else None

@@ -21,7 +21,7 @@ from qrecipe.execution.pt2e.operands import weight_of
 from qrecipe.model.addresses import DROPS, SITE
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.nodes import free_name, stored
+from qrecipe.model.nodes import free_name, module_of, stored
 from qrecipe.model.rewrite_proof import divides_by_zero
 from qrecipe.model.rewrites.batch_norms import FROZEN, SYNCHRONISED, synchronise
 from qrecipe.planning.plan import Plan
@@ -90,16 +90,12 @@ def trainable(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.Gr
     return program
 
 
-def _called(node: fx.Node, program: fx.GraphModule) -> nn.Module:
-    return program.get_submodule(str(node.target))
-
-
 def _set_drops_aside(source: fx.GraphModule) -> dict[str, nn.Module]:
     """Put something in place of the calls that only drop in training; returns what was called."""
     drops: dict[str, nn.Module] = {}
     for node in source.graph.nodes:
         if DROPS in node.meta:
-            drops[node.name] = _called(node, source)
+            drops[node.name] = module_of(node)
             node.op, node.target = "call_function", _aten.alias.default
             node.args, node.kwargs = tuple(node.all_input_nodes[:1]), {}
     source.recompile()
@@ -117,7 +113,7 @@ def hidden_drops(graph_module: fx.GraphModule) -> Iterator[Finding]:
     """Warnings (QR205) about modules that are called as a whole and drop inside."""
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and DROPS not in node.meta:
-            module = _called(node, graph_module)
+            module = module_of(node)
             if any(map(_drops, module.modules())):
                 yield Finding(
                     "QR205",
@@ -136,7 +132,7 @@ def _with_norms(graph_module: fx.GraphModule, plan: Plan) -> Iterator[tuple[fx.N
     quantized = {site.name for site in plan.sites if site.qconfig and site.qconfig.weight}
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and node.meta.get(SITE) in quantized:
-            module = _called(node, graph_module)
+            module = module_of(node)
             if isinstance(module, nn.Sequential) and isinstance(module[1], _BatchNorm):
                 yield node, module
 
@@ -207,18 +203,18 @@ def trained(prepared: fx.GraphModule) -> fx.GraphModule:
         if DROPS in node.meta:
             node.replace_all_uses_with(node.args[0])
         elif _OPERATOR in node.meta:
-            scaled = _scaled_layer(node, prepared)
+            scaled = _scaled_layer(node)
             if scaled is None:
                 _call_operator(node)
             else:
                 _fold(scaled, node, prepared)
-        elif node.op == "call_module" and isinstance(_called(node, prepared), _InTraining):
+        elif node.op == "call_module" and isinstance(module_of(node), _InTraining):
             _forget_mode(node)
     _finish(prepared)
     return prepared
 
 
-def _scaled_layer(norm: fx.Node, prepared: fx.GraphModule) -> fx.Node | None:
+def _scaled_layer(norm: fx.Node) -> fx.Node | None:
     """The operator whose weight is scaled by a BatchNorm, which reads its result."""
     node: Any = norm
     while isinstance(node, fx.Node) and node.meta.get(SITE) == norm.meta.get(SITE):
@@ -262,7 +258,7 @@ def _value(argument: Any, program: fx.GraphModule, known: dict[fx.Node, Tensor])
         fx.node.map_arg(each, lambda node: _value(node, program, known)) for each in argument.args
     ]
     if argument.op == "call_module":
-        return _called(argument, program)(*args)
+        return module_of(argument)(*args)
     assert callable(argument.target)
     return argument.target(*args)
 
