@@ -68,8 +68,9 @@ class Match:
     """An operation in a fused graph: its nodes in order, and what its backend's kernels take.
 
     ``module`` is what the first node calls, the first one of a fused module, and None for a
-    function. ``whole`` says why it is a layer that holds layers and is not opened. ``shape`` is
-    that of its first input for the example, where that is known.
+    function; it may stand for a function of the model, and then is no ``layer``. ``whole`` says why
+    it is a layer that holds layers and is not opened. ``shape`` is that of its first input for the
+    example, where that is known.
     """
 
     operation: Operation
@@ -78,6 +79,11 @@ class Match:
     kernels: tuple[DTypeConfig, ...]
     whole: str | None = None
     shape: tuple[int, ...] | None = None
+
+    @property
+    def layer(self) -> nn.Module | None:
+        """The module, unless the model calls a function there."""
+        return None if self.operation.members[0].module is None else self.module
 
     @property
     def has_weights(self) -> bool:

@@ -44,7 +44,7 @@ def layer_of(match: Match) -> Layer | None:
     What follows them in the site can only be a ReLU.
     """
     first, *others = match.operation.members
-    if first.module is None or not isinstance(match.module, LAYERS):
+    if first.module is None or not isinstance(match.layer, LAYERS):
         return None
     norms = [member for member in others if member.op.startswith("BatchNorm")]
     rest = [member for member in others if member not in norms]
@@ -167,8 +167,8 @@ def _reader_of(match: Match, inventory: Inventory) -> _Link:
         reader = inventory.matches.get(name)
         if reader is None:
             return _Link(None, f"{user.name} is not a site")
-        if isinstance(reader.module, LAYERS) and user is reader.nodes[0]:
-            if is_image == isinstance(reader.module, nn.Linear):
+        if isinstance(reader.layer, LAYERS) and user is reader.nodes[0]:
+            if is_image == isinstance(reader.layer, nn.Linear):
                 return _Link(None, f"{name} reads other dimensions")
             return _Link(name)
         if is_image:

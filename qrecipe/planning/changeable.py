@@ -77,7 +77,7 @@ class Changeable:
 def _stored_tensors(inventory: Inventory) -> Iterator[Any]:
     """What graphs read directly, and not through a module of the model."""
     for match in inventory.matches.values():
-        if match.operation.members[0].module is None and match.module is not None:  # a function
+        if match.module is not match.layer and match.module is not None:  # a function
             yield from match.module.parameters()
     for part in inventory.parts:
         for node in part.graph_module.graph.find_nodes(op="get_attr"):

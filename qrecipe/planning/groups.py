@@ -135,7 +135,7 @@ class _Groups:
             if others:
                 return _Obstacle(f"{name} is read by {listed(others)} too")
             match = self._matches[name]
-            if isinstance(match.module, (*NORMS, nn.Linear)):
+            if isinstance(match.layer, (*NORMS, nn.Linear)):
                 why = self._why_unscaled(name, match, node)
                 return name if why is None else _Obstacle(why)
             if called(match) not in SCALING or len(match.nodes[0].all_input_nodes) != 1:

@@ -107,6 +107,13 @@ def test_a_tensor_that_is_rounded_before_a_product_stays():
     assert "norm1 rounds it before a product could divide it" in str(plan)
 
 
+def test_what_a_function_gives_is_not_divided_in_its_weights():
+    net = net_of(lambda self, x: self.fc(F.linear(x, self.weight)), fc=nn.Linear(WIDTH, WIDTH))
+    net.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+    plan = qrecipe.plan(net, _smooth(groups='[["fc"]]'), TOKENS[0])
+    assert plan.groups[0].reason.startswith(":linear (linear) does not scale with weights")
+
+
 def test_layers_that_round_nothing_are_no_group():
     rules = '[rules.module_name]\n"wide" = "float"\n'
     plan = qrecipe.plan(_block(_before), _smooth(rules=rules), TOKENS[0])
