@@ -9,7 +9,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, reported, show
+from qrecipe.cli.output import FOUND_SOMETHING, show
 from qrecipe.cli.outputs import files_of
 from qrecipe.cli.user_code import user_code, user_output
 
@@ -55,31 +55,26 @@ def bench(
       qrecipe bench cnn.toml --model model.py:factory --data model.py:batches \\
           --batch 1 --evaluate model.py:accuracy --html runtimes.html
     """
-    with reported(as_json=json, strict=strict):
-        from qrecipe.cli.html_pages import named, plan_for_page
-        from qrecipe.cli.model_argument import get_ready, load_job
-        from qrecipe.deployment.page import bench_page
-        from qrecipe.measure.pages.page import save_page
+    from qrecipe.cli.html_pages import plan_for_page, write_page
+    from qrecipe.cli.model_argument import get_ready, load_job
+    from qrecipe.deployment.page import bench_page
 
-        plugins = [word for name in plugin or () for word in ("--plugin", name)]
-        with user_code(plugin) as code, user_output():
-            get_ready({"--html": html}, files_of(recipe), force=force)
-            measure = None if evaluate is None else code.function(evaluate, "--evaluate")
-            job = load_job(code, recipe, model, data, "this")
+    plugins = [word for name in plugin or () for word in ("--plugin", name)]
+    with user_code(plugin) as code:
+        get_ready({"--html": html}, files_of(recipe), force=force)
+        with user_output():
+            job = load_job(code, recipe, model, data, evaluate)
             result = qrecipe.bench(
                 job.model,
                 job.recipe,
                 job.data(),
-                evaluate=measure,
+                evaluate=job.evaluate,
                 batch_size=batch,
                 threads=threads,
                 runtimes=cast("list[Name] | None", runtime) or None,
                 arguments=join([recipe, "--model", model, "--data", data, *plugins]),
             )
-            origin = None if html is None else plan_for_page(job)
         show(result, as_json=json)
-        if html is not None and origin is not None:
-            about = named(model, data, recipe, evaluate)
-            save_page(bench_page(result, origin, about), html)
+        write_page(html, lambda: bench_page(result, plan_for_page(job), job.about))
     if result.findings or (strict and result.failures):
         raise typer.Exit(FOUND_SOMETHING)

@@ -11,7 +11,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Finding, QRecipeError, RecipeError, in_full
 from qrecipe.errors.text import counted
@@ -46,7 +46,7 @@ def check(
     """
     found: list[tuple[str, Finding]] = []
     ingredients: dict[str, Sequence[Ingredient]] = {}
-    with reported(as_json=json), user_code(plugin):
+    with user_code(plugin):
         for name in dict.fromkeys(each for file in files for each in _named(file)):
             findings, ingredients[name] = _checked(name)
             found += [(name, finding) for finding in findings]

@@ -10,7 +10,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json
 from qrecipe.cli.user_code import UserCode, user_code, user_output
 from qrecipe.terminal.tables import render_table
 
@@ -45,21 +45,20 @@ def diff(
       qrecipe diff old.toml new.toml --model model.py:factory
     """
     names = (before, after)
-    with reported(as_json=json):
-        from qrecipe.authoring.diff import value_changes
+    from qrecipe.authoring.diff import value_changes
 
-        with user_code(plugin) as code, user_output():
-            recipes = qrecipe.load_recipe(before), qrecipe.load_recipe(after)
-            values = [
-                {"key": each.key, "a": _value(each.before), "b": _value(each.after)}
-                for each in value_changes(*recipes)
-            ]
-            sites, every = (None, set()) if model is None else _sites(code, recipes, model, input)
-        if json:
-            a, b = map(_identity, names, recipes)
-            out_json({"a": a, "b": b, "values": values, "sites": sites})
-        else:
-            _show(names, recipes, values, sites, every)
+    with user_code(plugin) as code, user_output():
+        recipes = qrecipe.load_recipe(before), qrecipe.load_recipe(after)
+        values = [
+            {"key": each.key, "a": _value(each.before), "b": _value(each.after)}
+            for each in value_changes(*recipes)
+        ]
+        sites, every = (None, set()) if model is None else _sites(code, recipes, model, input)
+    if json:
+        a, b = map(_identity, names, recipes)
+        out_json({"a": a, "b": b, "values": values, "sites": sites})
+    else:
+        _show(names, recipes, values, sites, every)
     if values or sites:
         raise typer.Exit(FOUND_SOMETHING)
 

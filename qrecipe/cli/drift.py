@@ -8,7 +8,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.result import plain
 
@@ -53,33 +53,27 @@ def drift(
       qrecipe drift model.safetensors --model model.py:factory --data model.py:batches \\
           --threshold 0.2 --html drift.html
     """
-    with reported(as_json=json):
-        from qrecipe.cli.model_argument import get_ready, load_subject
-        from qrecipe.measure.pages.page import save_page
-        from qrecipe.measure.pages.reports import drift_page
+    from qrecipe.cli.html_pages import write_page
+    from qrecipe.cli.model_argument import get_ready, load_subject
+    from qrecipe.measure.pages.reports import drift_page
 
-        get_ready({"--plot": plot, "--html": html}, force=force, threads=threads)
-        given = options.table(constants)
-        with user_code(plugin) as code, user_output():
-            batches = code.function(data, "--data")
-            converted = qrecipe.load_quantized(
-                file, load_subject(code, model).model, constants=given
-            )
-            report = qrecipe.drift(converted, batches())
-        # show the result before anything is written, which could fail
-        drifted = report.drifted(threshold, max_clipped=max_clipped)
-        if json:
-            above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
-            thresholds = {"threshold": threshold, "max_clipped": max_clipped}
-            out_json({**plain(report), **thresholds, "drifted": above})
-        else:
-            out(report.text(threshold, max_clipped=max_clipped))
-        if plot is not None:
-            report.plot(plot)
-        if html is not None:
-            origin = qrecipe.provenance(converted)
-            about = {"model": model, "data": data, "file": file}
-            page = drift_page(report, origin, about, threshold, max_clipped=max_clipped)
-            save_page(page, html)
+    get_ready({"--plot": plot, "--html": html}, force=force, threads=threads)
+    given = options.table(constants)
+    with user_code(plugin) as code, user_output():
+        batches = code.function(data, "--data")
+        converted = qrecipe.load_quantized(file, load_subject(code, model).model, constants=given)
+        report = qrecipe.drift(converted, batches())
+    # show the result before anything is written, which could fail
+    drifted = report.drifted(threshold, max_clipped=max_clipped)
+    if json:
+        above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
+        thresholds = {"threshold": threshold, "max_clipped": max_clipped}
+        out_json({**plain(report), **thresholds, "drifted": above})
+    else:
+        out(report.text(threshold, max_clipped=max_clipped))
+    if plot is not None:
+        report.plot(plot)
+    origin, about = qrecipe.provenance(converted), {"model": model, "data": data, "file": file}
+    write_page(html, lambda: drift_page(report, origin, about, threshold, max_clipped=max_clipped))
     if drifted:
         raise typer.Exit(FOUND_SOMETHING)

@@ -11,7 +11,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, reported, show_plan
+from qrecipe.cli.output import out, out_json, show_plan
 from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
@@ -65,56 +65,55 @@ def export(
           --to onnx --out model.onnx
       qrecipe export model.safetensors --model model.py:factory --to openvino --out model.xml
     """
-    with reported(as_json=json, strict=strict):
-        is_stored = _is_stored(Path(source))
-        if is_stored:
-            own = {"--executor": executor is not None, "--target-cpu": target_cpu != "this"}
-            _refuse(own, "a stored model keeps what it was quantized for")
-        else:
-            _refuse(
-                {"--constants": constants != "{}"}, "a recipe takes those of the example inputs"
-            )
-        from qrecipe.artifact.export import targets
-        from qrecipe.artifact.export.program import Sizes
-        from qrecipe.artifact.export.stored import Stored
-        from qrecipe.cli.model_argument import (
-            compiled_for,
-            prepared_on,
-            set_threads,
-            subject_and_batches,
+    is_stored = _is_stored(Path(source))
+    if is_stored:
+        own = {"--executor": executor is not None, "--target-cpu": target_cpu != "this"}
+        _refuse(own, "a stored model keeps what it was quantized for")
+    else:
+        _refuse(
+            {"--constants": constants != "{}"}, "a recipe takes those of the example inputs"
         )
-        from qrecipe.model.call import Inputs
-        from qrecipe.planning.asked import executed_by
+    from qrecipe.artifact.export import targets
+    from qrecipe.artifact.export.program import Sizes
+    from qrecipe.artifact.export.stored import Stored
+    from qrecipe.cli.model_argument import (
+        compiled_for,
+        prepared_on,
+        set_threads,
+        subject_and_batches,
+    )
+    from qrecipe.model.call import Inputs
+    from qrecipe.planning.asked import executed_by
 
-        target = targets.TARGETS[to]
-        target.check()
-        for file in target.files(Path(output))[1:]:
-            check_outputs({"--out": str(file)}, force=force)
-        set_threads(threads)
-        with user_code(plugin) as code:
-            check_outputs(
-                {"--out": output}, [source] if is_stored else files_of(source), force=force
-            )
-            made: targets.Source
-            if is_stored:
-                with user_output():
-                    subject, first, _ = subject_and_batches(code, model, data, input)
-                    inputs, own = Inputs.from_batch(first), options.table(constants)
-                    made = Stored.load(source, subject.model, inputs, own)
-            else:
-                with user_output():
-                    recipe = target.fitted(qrecipe.load_recipe(source))
-                    asked = executor or recipe.executor or target.executor
-                    chosen = executed_by(recipe, asked)
-                    subject, first, batches = subject_and_batches(code, model, data, input, chosen)
-                    compiled = compiled_for(subject, chosen, first, target_cpu)
-                show_plan(compiled.plan, as_json=json, strict=strict)
-                with user_output():
-                    made = targets.Calibrated(compiled, prepared_on(compiled, batches))
-            with user_output(), activity("exporting"):
-                sizes: Sizes = None if fixed_batch else "batch"
-                lowering = targets.export(made, to, Path(output), sizes)
-        _show(output, to, lowering, as_json=json)
+    target = targets.TARGETS[to]
+    target.check()
+    for file in target.files(Path(output))[1:]:
+        check_outputs({"--out": str(file)}, force=force)
+    set_threads(threads)
+    with user_code(plugin) as code:
+        check_outputs(
+            {"--out": output}, [source] if is_stored else files_of(source), force=force
+        )
+        made: targets.Source
+        if is_stored:
+            with user_output():
+                subject, first, _ = subject_and_batches(code, model, data, input)
+                inputs, own = Inputs.from_batch(first), options.table(constants)
+                made = Stored.load(source, subject.model, inputs, own)
+        else:
+            with user_output():
+                recipe = target.fitted(qrecipe.load_recipe(source))
+                asked = executor or recipe.executor or target.executor
+                chosen = executed_by(recipe, asked)
+                subject, first, batches = subject_and_batches(code, model, data, input, chosen)
+                compiled = compiled_for(subject, chosen, first, target_cpu)
+            show_plan(compiled.plan, as_json=json, strict=strict)
+            with user_output():
+                made = targets.Calibrated(compiled, prepared_on(compiled, batches))
+        with user_output(), activity("exporting"):
+            sizes: Sizes = None if fixed_batch else "batch"
+            lowering = targets.export(made, to, Path(output), sizes)
+    _show(output, to, lowering, as_json=json)
 
 
 def _refuse(given: Mapping[str, bool], why: str) -> None:

@@ -1,31 +1,13 @@
-"""The help: ``qrecipe help COMMAND``, and how commands are described."""
+"""``qrecipe help COMMAND``: the help of a command."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from qrecipe.cli.output import out
 from qrecipe.errors.spelling import nearest
-
-
-class Command(TyperCommand):
-    """A command whose help names arguments without their Python types, such as ``list[str]``."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        for parameter in self.params:
-            if parameter.param_type_name == "argument":
-                vars(parameter)["display_type_rich"] = lambda ctx: None
-
-
-def summary(command: Callable[..., None]) -> str:
-    """The first sentence of a command's help, whole."""
-    return (inspect.getdoc(command) or "").partition("\n\n")[0]
 
 
 def help_of(

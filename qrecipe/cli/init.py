@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, reported
+from qrecipe.cli.output import out, out_json
 from qrecipe.cli.outputs import check_free
 from qrecipe.files import write_atomically
 from qrecipe.recipe.toml.writer import toml_value
@@ -37,18 +37,17 @@ def init(
     """
     stem = name.removesuffix(".toml").removesuffix(".py")
     recipe, functions = Path(f"{stem}.toml"), Path(f"{stem}.py")
-    with reported(as_json=json):
-        for path in (recipe, functions):
-            check_free({"NAME": str(path)}, force=force)
-        for path in (recipe, functions):
-            text = (_TEMPLATES / f"{_NAME}{path.suffix}").read_text(encoding="utf-8")
-            text = text.replace(f"{_NAME}.py", functions.name)
-            named = f"name = {toml_value(recipe.stem)}"
-            write_atomically(path, text.replace(f'name = "{_NAME}"', named))
-        if json:
-            out_json({"recipe": str(recipe), "functions": str(functions)})
-        else:
-            out(_next_steps(recipe, functions))
+    for path in (recipe, functions):
+        check_free({"NAME": str(path)}, force=force)
+    for path in (recipe, functions):
+        text = (_TEMPLATES / f"{_NAME}{path.suffix}").read_text(encoding="utf-8")
+        text = text.replace(f"{_NAME}.py", functions.name)
+        named = f"name = {toml_value(recipe.stem)}"
+        write_atomically(path, text.replace(f'name = "{_NAME}"', named))
+    if json:
+        out_json({"recipe": str(recipe), "functions": str(functions)})
+    else:
+        out(_next_steps(recipe, functions))
 
 
 def _next_steps(recipe: Path, functions: Path) -> str:

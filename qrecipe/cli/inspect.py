@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, reported
+from qrecipe.cli.output import out, out_json
 from qrecipe.errors.text import counted, one_line
 from qrecipe.terminal.tables import render_table
 
@@ -32,26 +32,25 @@ def inspect(
       qrecipe inspect model.safetensors --json
       qrecipe inspect model.onnx
     """
-    with reported(as_json=json):
-        from qrecipe.artifact.carried import carried
-        from qrecipe.artifact.container import opened
-        from qrecipe.artifact.metadata import stored_model
+    from qrecipe.artifact.carried import carried
+    from qrecipe.artifact.container import opened
+    from qrecipe.artifact.metadata import stored_model
 
-        exported = carried(Path(file))
-        if exported is not None:
-            if json:
-                own = {"file": exported.file, "kind": exported.kind, "bytes": exported.nbytes}
-                out_json({**own, **_origin_values(exported.origin)})
-            else:
-                _show_exported(exported)
-            return
-        with opened(Path(file)) as stored:
-            found = stored_model(stored)
-            stored.check()
+    exported = carried(Path(file))
+    if exported is not None:
         if json:
-            out_json(_values(found))
+            own = {"file": exported.file, "kind": exported.kind, "bytes": exported.nbytes}
+            out_json({**own, **_origin_values(exported.origin)})
         else:
-            _show(found)
+            _show_exported(exported)
+        return
+    with opened(Path(file)) as stored:
+        found = stored_model(stored)
+        stored.check()
+    if json:
+        out_json(_values(found))
+    else:
+        _show(found)
 
 
 def _show_exported(found: Carried) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, reported
+from qrecipe.cli.output import out, out_json
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
@@ -30,20 +30,19 @@ def list_names(plugin: options.Plugin = None, json: options.Json = False) -> Non
       qrecipe list
       qrecipe list --plugin acme.observers --json
     """
-    with reported(as_json=json):
-        with user_code(plugin), user_output():
-            listing = {
-                "recipes": list(_recipes()),
-                "observers": list(_constructors("observer")),
-                "fake_quants": list(_constructors("fake_quant")),
-                "transforms": list(_constructors("transform")),
-                "backends": list(_backends()),
-                "ignored_plugins": list(_ignored()),
-            }
-        if json:
-            out_json(listing)
-        else:
-            _show(listing)
+    with user_code(plugin), user_output():
+        listing = {
+            "recipes": list(_recipes()),
+            "observers": list(_constructors("observer")),
+            "fake_quants": list(_constructors("fake_quant")),
+            "transforms": list(_constructors("transform")),
+            "backends": list(_backends()),
+            "ignored_plugins": list(_ignored()),
+        }
+    if json:
+        out_json(listing)
+    else:
+        _show(listing)
 
 
 def schema(plugin: options.Plugin = None) -> None:
@@ -56,7 +55,7 @@ def schema(plugin: options.Plugin = None) -> None:
       qrecipe schema > recipe.schema.json
       qrecipe schema --plugin acme.observers > recipe.schema.json
     """
-    with reported(as_json=False), user_code(plugin):
+    with user_code(plugin):
         from qrecipe.recipe.json_schema import recipe_schema
 
         out_json(recipe_schema())

@@ -9,8 +9,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, out, reported, show, show_and_save
-from qrecipe.cli.outputs import check_log, files_of
+from qrecipe.cli.output import FOUND_SOMETHING, out, show, show_and_save
+from qrecipe.cli.outputs import files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -41,41 +41,37 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches \\
           --pool processes:4 --log batches.log
     """
-    with reported(as_json=json):
-        from qrecipe.cli.html_pages import activations_of, named
-        from qrecipe.cli.metric import Metric
-        from qrecipe.cli.model_argument import get_ready, load_job
-        from qrecipe.cli.pool import workers_of
-        from qrecipe.measure.pages.page import save_page
-        from qrecipe.measure.pages.reports import comparison_page
+    from qrecipe.cli.html_pages import activations_of, write_page
+    from qrecipe.cli.metric import Metric
+    from qrecipe.cli.model_argument import get_ready, load_job
+    from qrecipe.cli.pool import workers_of
+    from qrecipe.measure.pages.reports import comparison_page
 
-        with user_code(plugin) as code, user_output():
-            outputs = {"--plot": plot, "--html": html}
-            check_log(log, outputs, files_of(recipe))
-            get_ready(outputs, force=force, threads=threads)
-            accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
-            with workers_of(pool, model, threads) as workers:
-                job = load_job(code, recipe, model, data, target_cpu)
-                reference = job.model
-                if job.recipe.transform.plugins:  # only these show what else was changed
-                    reference = qrecipe.transform(job.model, job.recipe, job.data())
-                converted = qrecipe.quantize(
-                    reference, job.recipe, job.data(), target_cpu=job.target_cpu
-                )
-                report = qrecipe.compare(reference, converted, job.data(), resume=log, pool=workers)
-            metric = None if accuracy is None else Metric.of(accuracy, job.model.eval(), converted)
-            activations = activations_of(converted, job.data) if html is not None else ""
-        show(report, as_json=json, metric=None if metric is None else metric.to_json())
+    with user_code(plugin) as code:
+        outputs = {"--plot": plot, "--html": html}
+        get_ready(outputs, files_of(recipe), force=force, log=log, threads=threads)
+        with user_output(), workers_of(pool, model, threads) as workers:
+            job = load_job(code, recipe, model, data, evaluate, target_cpu)
+            reference = job.model
+            if job.recipe.transform.plugins:  # only these show what else was changed
+                reference = qrecipe.transform(job.model, job.recipe, job.data())
+            converted = qrecipe.quantize(
+                reference, job.recipe, job.data(), target_cpu=job.target_cpu
+            )
+            report = qrecipe.compare(reference, converted, job.data(), resume=log, pool=workers)
+        metric = None
+        if job.evaluate is not None:
+            with user_output():
+                metric = Metric.of(job.evaluate, job.model.eval(), converted)
+        show(report, as_json=json, plot=plot, metric=metric)
         if metric is not None and not json:
             out(f"{metric.name}: {metric.change}")
-        if plot is not None:
-            report.plot(plot)
-        if html is not None:
-            about = named(model, data, recipe, evaluate)
-            if metric is not None:
-                about[metric.name] = metric.change
-            origin = qrecipe.provenance(converted)
-            save_page(comparison_page(report, activations, origin, about), html)
+        origin = qrecipe.provenance(converted)
+        about = job.about if metric is None else {**job.about, metric.name: metric.change}
+        write_page(
+            html,
+            lambda: comparison_page(report, activations_of(converted, job.data), origin, about),
+        )
 
 
 def profile(
@@ -96,23 +92,18 @@ def profile(
       qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --threads 1
       qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --html times.html
     """
-    with reported(as_json=json):
-        from qrecipe.cli.html_pages import named, plan_for_page
-        from qrecipe.cli.model_argument import get_ready, load_job
-        from qrecipe.measure.pages.page import save_page
-        from qrecipe.measure.pages.reports import profile_page
+    from qrecipe.cli.html_pages import plan_for_page, write_page
+    from qrecipe.cli.model_argument import get_ready, load_job
+    from qrecipe.measure.pages.reports import profile_page
 
-        with user_code(plugin) as code, user_output():
-            outputs = {"--plot": plot, "--html": html}
-            get_ready(outputs, files_of(recipe), force=force, threads=threads)
-            job = load_job(code, recipe, model, data, "this")
+    with user_code(plugin) as code:
+        outputs = {"--plot": plot, "--html": html}
+        get_ready(outputs, files_of(recipe), force=force, threads=threads)
+        with user_output():
+            job = load_job(code, recipe, model, data)
             report = qrecipe.profile(job.model, job.recipe, job.data())
-            origin = None if html is None else plan_for_page(job)
-        show(report, as_json=json)
-        if plot is not None:
-            report.plot(plot)
-        if html is not None and origin is not None:
-            save_page(profile_page(report, origin, named(model, data, recipe)), html)
+        show(report, as_json=json, plot=plot)
+        write_page(html, lambda: profile_page(report, plan_for_page(job), job.about))
 
 
 def sensitivity(
@@ -170,48 +161,37 @@ def sensitivity(
       qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
           --pool processes:4 --log sites.log
     """
-    if evaluate is not None and method == "estimate":
-        raise typer.BadParameter("--evaluate needs --method exact")
-    if pool is not None and method == "estimate":
-        raise typer.BadParameter("--pool needs --method exact")
-    if log is not None and method == "estimate":
-        raise typer.BadParameter("--log needs --method exact")
+    for option, value in (("--evaluate", evaluate), ("--pool", pool), ("--log", log)):
+        if value is not None and method == "estimate":
+            raise typer.BadParameter(f"{option} needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
-    with reported(as_json=json):
-        from qrecipe.cli.html_pages import for_page, named
-        from qrecipe.cli.model_argument import get_ready, load_job
-        from qrecipe.cli.pool import workers_of
-        from qrecipe.measure.pages.page import save_page
-        from qrecipe.measure.pages.reports import ranking_page
+    from qrecipe.cli.html_pages import for_page, write_page
+    from qrecipe.cli.model_argument import get_ready, load_job
+    from qrecipe.cli.pool import workers_of
+    from qrecipe.measure.pages.reports import ranking_page
 
-        with user_code(plugin) as code:
-            outputs = {"--out": overlay, "--plot": plot, "--html": html}
-            check_log(log, outputs, files_of(recipe))
-            get_ready(outputs, force=force, threads=threads)
-            with user_output(), workers_of(pool, model, threads) as workers:
-                measure = None if evaluate is None else code.function(evaluate, "--evaluate")
-                job = load_job(code, recipe, model, data, target_cpu)
-                ranking = qrecipe.sensitivity(
-                    job.model,
-                    job.recipe,
-                    job.data(),
-                    method=method,
-                    evaluate=measure,
-                    memory_limit=memory_limit,
-                    resume=log,
-                    target_cpu=job.target_cpu,
-                    pool=workers,
-                )
-            save = partial(ranking.save_overlay, keep_float=keep_float, min_sqnr_db=min_sqnr_db)
-            show_and_save(ranking, "overlay", overlay, save, as_json=json)
-            if plot is not None:
-                ranking.plot(plot)
-            if html is not None:
-                with user_output():
-                    hurry = "the measurement was interrupted" if ranking.partial else None
-                    activations, origin = for_page(job, hurry)
-                about = named(model, data, recipe, evaluate)
-                save_page(ranking_page(ranking, activations, origin, about), html)
+    with user_code(plugin) as code:
+        outputs = {"--out": overlay, "--plot": plot, "--html": html}
+        get_ready(outputs, files_of(recipe), force=force, log=log, threads=threads)
+        with user_output(), workers_of(pool, model, threads) as workers:
+            job = load_job(code, recipe, model, data, evaluate, target_cpu)
+            ranking = qrecipe.sensitivity(
+                job.model,
+                job.recipe,
+                job.data(),
+                method=method,
+                evaluate=job.evaluate,
+                memory_limit=memory_limit,
+                resume=log,
+                target_cpu=job.target_cpu,
+                pool=workers,
+            )
+        save = partial(ranking.save_overlay, keep_float=keep_float, min_sqnr_db=min_sqnr_db)
+        show_and_save(ranking, "overlay", overlay, save, as_json=json)
+        if plot is not None:
+            ranking.plot(plot)
+        hurry = "the measurement was interrupted" if ranking.partial else None
+        write_page(html, lambda: ranking_page(ranking, *for_page(job, hurry), job.about))
     if ranking.partial:
         raise typer.Exit(FOUND_SOMETHING)
 

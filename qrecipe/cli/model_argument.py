@@ -43,18 +43,31 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a command measures, loaded."""
+    """What a command measures, loaded; ``about`` is how the command line names it."""
 
     recipe: Recipe
     model: nn.Module
     data: UserFunction
+    evaluate: UserFunction | None
     target_cpu: TargetCpu
+    about: Mapping[str, str]
 
 
-def load_job(code: UserCode, recipe: str, model: str, data: str, target_cpu: TargetCpu) -> Job:
-    """The recipe, the model and the batches, named as on the command line."""
+def load_job(
+    code: UserCode,
+    recipe: str,
+    model: str,
+    data: str,
+    evaluate: str | None = None,
+    target_cpu: TargetCpu = "this",
+) -> Job:
+    """The recipe, the model, the batches and the evaluation, named as on the command line."""
     loaded, batches = load_recipe(recipe), code.function(data, "--data")
-    return Job(loaded, load_subject(code, model).model, batches, target_cpu)
+    measure = None if evaluate is None else code.function(evaluate, "--evaluate")
+    about = {"recipe": recipe, "model": model, "data": data}
+    if evaluate is not None:
+        about["evaluate"] = evaluate
+    return Job(loaded, load_subject(code, model).model, batches, measure, target_cpu, about)
 
 
 def get_ready(
@@ -62,13 +75,14 @@ def get_ready(
     reads: Iterable[str] = (),
     *,
     force: bool,
+    log: str | None = None,
     threads: int | None = None,
 ) -> None:
     """Find out what could not be written before anything runs, and set the threads of torch.
 
     The arguments are those of `check_outputs`; ``--out`` is a recipe here.
     """
-    check_outputs(outputs, reads, force=force)
+    check_outputs(outputs, reads, force=force, log=log)
     html, out = outputs.get("--html"), outputs.get("--out")
     if html is not None or outputs.get("--plot") is not None:
         check_available()

@@ -73,8 +73,8 @@ def out_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
-def show(result: Any, *, as_json: bool, **more: Any) -> None:
-    """Show what was measured; ``more`` is added to the JSON.
+def show(result: Any, *, as_json: bool, plot: str | None = None, **more: Any) -> None:
+    """Show what was measured, then plot it if a path is given; ``more`` is added to the JSON.
 
     It is shown before anything is written, which could fail.
     """
@@ -82,6 +82,8 @@ def show(result: Any, *, as_json: bool, **more: Any) -> None:
         out_json({**plain(result), **more})
     else:
         out(str(result))
+    if plot is not None:
+        result.plot(plot)
 
 
 def show_and_save(

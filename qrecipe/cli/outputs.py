@@ -13,11 +13,16 @@ from qrecipe.files import check_replaceable_file, why_not
 
 
 def check_outputs(
-    outputs: Mapping[str, str | None], reads: Iterable[str] = (), *, force: bool
+    outputs: Mapping[str, str | None],
+    reads: Iterable[str] = (),
+    *,
+    force: bool,
+    log: str | None = None,
 ) -> None:
-    """`check_distinct`, then `check_free`."""
-    check_distinct(outputs, reads)
+    """`check_distinct`, then `check_free`; a ``log`` may exist."""
+    check_distinct({"--log": log, **outputs}, reads)
     check_free(outputs, force=force)
+    check_free({"--log": log}, force=True)
 
 
 def check_distinct(outputs: Mapping[str, str | None], reads: Iterable[str] = ()) -> None:
@@ -33,12 +38,6 @@ def check_distinct(outputs: Mapping[str, str | None], reads: Iterable[str] = ())
         if real in taken:
             raise typer.BadParameter(f"{path}: {taken[real]}", param_hint=option)
         taken[real] = f"{option} already writes this file"
-
-
-def check_log(log: str | None, outputs: Mapping[str, str | None], reads: Iterable[str]) -> None:
-    """`check_distinct` with a log, which is checked too; it may exist."""
-    check_distinct({"--log": log, **outputs}, reads)
-    check_free({"--log": log}, force=True)
 
 
 def check_free(outputs: Mapping[str, str | None], *, force: bool) -> None:

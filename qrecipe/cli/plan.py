@@ -11,7 +11,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import fail_on, out, out_json, reported
+from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.outputs import check_free
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import PlanError
@@ -58,17 +58,16 @@ def plan(
     """
     if lock is not None and not check:
         raise typer.BadParameter("only goes with --check", param_hint="--lock")
-    with reported(as_json=json, strict=strict):
-        made = _make_plan(recipe, model, input, plugin, executor)
-        if check:
-            _check_lock(made, _lock_path(recipe, lock), as_json=json)
-        elif json:
-            out(made.to_json())
-        else:
-            shown = replace(made, warnings=()) if strict else made  # `fail_on` shows them
-            out(shown.with_all_rules() if all_rules else str(shown))
-        if strict:
-            fail_on(made.warnings)
+    made = _make_plan(recipe, model, input, plugin, executor)
+    if check:
+        _check_lock(made, _lock_path(recipe, lock), as_json=json)
+    elif json:
+        out(made.to_json())
+    else:
+        shown = replace(made, warnings=()) if strict else made  # `fail_on` shows them
+        out(shown.with_all_rules() if all_rules else str(shown))
+    if strict:
+        fail_on(made.warnings)
 
 
 def explain(
@@ -90,20 +89,19 @@ def explain(
       qrecipe explain cnn.toml layer1.0.bn1 --model model.py:factory
       qrecipe explain cnn.toml layer1.0:add --model model.py:factory
     """
-    with reported(as_json=json):
-        try:
-            made = _make_plan(recipe, model, input, plugin, executor)
-        except PlanError as error:
-            if error.plan is None:
-                raise
-            made = error.plan
-        if json:
-            from qrecipe.planning.text import explanation_json
+    try:
+        made = _make_plan(recipe, model, input, plugin, executor)
+    except PlanError as error:
+        if error.plan is None:
+            raise
+        made = error.plan
+    if json:
+        from qrecipe.planning.text import explanation_json
 
-            out_json(explanation_json(made, name))
-        else:
-            out(made.explain(name))
-        fail_on(made.findings)
+        out_json(explanation_json(made, name))
+    else:
+        out(made.explain(name))
+    fail_on(made.findings)
 
 
 def lock(
@@ -126,18 +124,17 @@ def lock(
       qrecipe lock cnn.toml --model model.py:factory
       qrecipe lock cnn.toml --model net.py:factory --lock net.lock.toml
     """
-    with reported(as_json=json):
-        from qrecipe.authoring.lock.file import is_lock, write_lock
+    from qrecipe.authoring.lock.file import is_lock, write_lock
 
-        path = _lock_path(recipe, lock)
-        if not is_lock(path):
-            check_free({"--lock": str(path)}, force=force)
-        made = _make_plan(recipe, model, input, plugin, executor)
-        write_lock(made, path)
-        if json:
-            out_json({"lock": str(path), "sites": len(made.sites)})
-        else:
-            out(f"{path}: {counted(len(made.sites), 'site')} locked")
+    path = _lock_path(recipe, lock)
+    if not is_lock(path):
+        check_free({"--lock": str(path)}, force=force)
+    made = _make_plan(recipe, model, input, plugin, executor)
+    write_lock(made, path)
+    if json:
+        out_json({"lock": str(path), "sites": len(made.sites)})
+    else:
+        out(f"{path}: {counted(len(made.sites), 'site')} locked")
 
 
 def _make_plan(

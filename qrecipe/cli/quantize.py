@@ -7,7 +7,7 @@ from typing import Annotated
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, reported, show_plan
+from qrecipe.cli.output import out, out_json, show_plan
 from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
@@ -40,36 +40,35 @@ def quantize(
       qrecipe quantize cnn.toml --model model.py:factory --data model.py:batches \\
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
-    with reported(as_json=json, strict=strict):
-        from qrecipe.cli.model_argument import (
-            compiled_for,
-            prepared_on,
-            set_threads,
-            subject_and_batches,
-        )
-        from qrecipe.cli.quantize_result import measure, result_json, result_text
-        from qrecipe.planning.asked import executed_by
+    from qrecipe.cli.model_argument import (
+        compiled_for,
+        prepared_on,
+        set_threads,
+        subject_and_batches,
+    )
+    from qrecipe.cli.quantize_result import measure, result_json, result_text
+    from qrecipe.planning.asked import executed_by
 
-        with user_code(plugin) as code:
-            check_outputs({"--out": output}, files_of(recipe), force=force)
-            set_threads(threads)
-            with user_output():
-                loaded = executed_by(qrecipe.load_recipe(recipe), executor)
-                accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
-                subject, first, batches = subject_and_batches(code, model, data, input, loaded)
-                compiled = compiled_for(subject, loaded, first, target_cpu)
-            show_plan(compiled.plan, as_json=json, strict=strict)
-            with user_output():
-                prepared = prepared_on(compiled, batches)
-                with activity("converting"):
-                    converted = compiled.convert(prepared)
-                if output is not None:
-                    qrecipe.save_quantized(converted, output)
-                # compare in eval mode, as the quantized copy is
-                result = measure(subject.model.eval(), converted, first, accuracy, prepared)
-        if json:
-            out_json({"plan": loads(compiled.plan.to_json()), **result_json(result)})
-        else:
-            out(result_text(result))
+    with user_code(plugin) as code:
+        check_outputs({"--out": output}, files_of(recipe), force=force)
+        set_threads(threads)
+        with user_output():
+            loaded = executed_by(qrecipe.load_recipe(recipe), executor)
+            accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
+            subject, first, batches = subject_and_batches(code, model, data, input, loaded)
+            compiled = compiled_for(subject, loaded, first, target_cpu)
+        show_plan(compiled.plan, as_json=json, strict=strict)
+        with user_output():
+            prepared = prepared_on(compiled, batches)
+            with activity("converting"):
+                converted = compiled.convert(prepared)
             if output is not None:
-                out(f"\nwritten to {output}")
+                qrecipe.save_quantized(converted, output)
+            # compare in eval mode, as the quantized copy is
+            result = measure(subject.model.eval(), converted, first, accuracy, prepared)
+    if json:
+        out_json({"plan": loads(compiled.plan.to_json()), **result_json(result)})
+    else:
+        out(result_text(result))
+        if output is not None:
+            out(f"\nwritten to {output}")

@@ -10,7 +10,7 @@ import tomli
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, reported
+from qrecipe.cli.output import out, out_json
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Location, UnknownNameError
 from qrecipe.recipe.toml.positions import KeyPath, Spans
@@ -29,7 +29,7 @@ def show(recipe: options.Recipe, plugin: options.Plugin = None, json: options.Js
       qrecipe show cnn.toml
       qrecipe show builtin:x86-static --json
     """
-    with reported(as_json=json), user_code(plugin):
+    with user_code(plugin):
         (_show_json if json else _show_text)(qrecipe.load_recipe(recipe))
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_json, reported, show_and_save
+from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_json, show_and_save
 from qrecipe.cli.outputs import check_distinct, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
-
-if TYPE_CHECKING:
-    from qrecipe.authoring.tune.result import TuningResult
-    from qrecipe.cli.model_argument import Job
-    from qrecipe.measure.pages.page import Page
-    from qrecipe.measure.pages.reports import About, Ranked
 
 
 def suggest(
@@ -51,24 +42,23 @@ def suggest(
       qrecipe suggest --model model.py:factory --out cnn.toml
       qrecipe suggest --model torchvision.models:resnet18 --input 1x3x224x224 --batches 8
     """
-    with reported(as_json=json):
-        from qrecipe.authoring.suggest.suggest import suggestion
-        from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
-        from qrecipe.planning.faster_runtime import faster_runtime
+    from qrecipe.authoring.suggest.suggest import suggestion
+    from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
+    from qrecipe.planning.faster_runtime import faster_runtime
 
-        get_ready({"--out": output}, force=force)
-        with user_code(plugin) as code, user_output():
-            subject = load_subject(code, model, input)
-            text = suggestion(subject.model, required_inputs(subject, model), batches)
-        if output is not None:
-            write_atomically(Path(output), text)
-        recipe = qrecipe.parse_recipe(text)
-        if json:
-            out_json({"recipe": text, "fingerprint": recipe.fingerprint, "out": output})
-        else:
-            out(text.rstrip("\n") if output is None else f"written to {output}")
-            if _is_static(recipe):
-                hint(faster_runtime(has_convolutions=True))  # or it were dynamic
+    get_ready({"--out": output}, force=force)
+    with user_code(plugin) as code, user_output():
+        subject = load_subject(code, model, input)
+        text = suggestion(subject.model, required_inputs(subject, model), batches)
+    if output is not None:
+        write_atomically(Path(output), text)
+    recipe = qrecipe.parse_recipe(text)
+    if json:
+        out_json({"recipe": text, "fingerprint": recipe.fingerprint, "out": output})
+    else:
+        out(text.rstrip("\n") if output is None else f"written to {output}")
+        if _is_static(recipe):
+            hint(faster_runtime(has_convolutions=True))  # or it were dynamic
 
 
 def _is_static(recipe: qrecipe.Recipe) -> bool:
@@ -129,71 +119,38 @@ def tune(
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
-    with reported(as_json=json):
-        written = {"--out": output, "--html": html}
-        from qrecipe.cli.html_pages import named
-        from qrecipe.cli.model_argument import get_ready, load_job
-        from qrecipe.cli.pool import workers_of
-        from qrecipe.measure.pages.page import save_page
-        from qrecipe.recipe.overlay import make_directory
+    from qrecipe.cli.html_pages import search_page, write_page
+    from qrecipe.cli.model_argument import get_ready, load_job
+    from qrecipe.cli.pool import workers_of
+    from qrecipe.recipe.overlay import make_directory
 
-        with user_code(plugin) as code:
-            check_distinct({"--log": log, "--pareto": pareto, **written}, files_of(recipe))
-            get_ready(written, force=force, threads=threads)
-            if pareto is not None:
-                make_directory(Path(pareto))
-            with user_output(), workers_of(pool, model, threads) as workers:
-                measure = code.function(evaluate, "--evaluate")
-                job = load_job(code, recipe, model, data, target_cpu)
-                result = qrecipe.tune(
-                    job.model,
-                    job.recipe,
-                    job.data(),
-                    measure,
-                    max_drop=max_drop,
-                    max_trials=max_trials,
-                    max_seconds=max_seconds,
-                    resume=log,
-                    target_cpu=job.target_cpu,
-                    pool=workers,
-                )
-            if pareto is not None:
-                result.save_front(pareto)
-            show_and_save(result, "out", output, result.save, as_json=json)
-            if html is not None:
-                with user_output():
-                    tuned = replace(job, recipe=result.recipe)
-                    about = named(model, data, recipe, evaluate)
-                    page = _page(tuned, result, about, measure.name)
-                save_page(page, html)
+    written = {"--out": output, "--html": html}
+    with user_code(plugin) as code:
+        check_distinct({"--log": log, "--pareto": pareto, **written}, files_of(recipe))
+        get_ready(written, force=force, threads=threads)
+        if pareto is not None:
+            make_directory(Path(pareto))
+        with user_output(), workers_of(pool, model, threads) as workers:
+            job = load_job(code, recipe, model, data, evaluate, target_cpu)
+            assert job.evaluate is not None
+            result = qrecipe.tune(
+                job.model,
+                job.recipe,
+                job.data(),
+                job.evaluate,
+                max_drop=max_drop,
+                max_trials=max_trials,
+                max_seconds=max_seconds,
+                resume=log,
+                target_cpu=job.target_cpu,
+                pool=workers,
+            )
+        if pareto is not None:
+            result.save_front(pareto)
+        show_and_save(result, "out", output, result.save, as_json=json)
+        write_page(html, lambda: search_page(job, result))
     if not result.reached or result.stopped == "interrupt":
         raise typer.Exit(FOUND_SOMETHING)
-
-
-def _page(job: Job, result: TuningResult, about: About, metric: str) -> Page:
-    """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
-    from qrecipe.authoring.tune.page import tune_page
-    from qrecipe.cli.html_pages import for_page
-
-    # after an interrupt, don't keep the user waiting
-    hurry = "the search was interrupted" if result.stopped == "interrupt" else None
-    activations, origin = for_page(job, hurry)
-    ranking = _ranking(job, result, hurry)
-    return tune_page(result, ranking, activations, origin, about, metric)
-
-
-def _ranking(job: Job, result: TuningResult, hurry: str | None) -> Sequence[Ranked] | str:
-    """The ranking of the search; if it needed none, a ranking of the recipe that it found."""
-    from qrecipe.cli.html_pages import ranked_for_page
-
-    if result.ranking:
-        return [
-            (cost.name, math.nan if cost.sqnr_db is None else cost.sqnr_db, cost.reason)
-            for cost in result.ranking
-        ]
-    if result.stopped == "seconds":
-        return "time ran out before the sites were ranked"
-    return ranked_for_page(job) if hurry is None else hurry
 
 
 def fastest(
@@ -216,12 +173,11 @@ def fastest(
       qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --threads 1
       qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --out fast.toml
     """
-    with reported(as_json=json):
-        from qrecipe.cli.model_argument import get_ready, load_job
+    from qrecipe.cli.model_argument import get_ready, load_job
 
-        with user_code(plugin) as code:
-            get_ready({"--out": output}, files_of(recipe), force=force, threads=threads)
-            with user_output():
-                job = load_job(code, recipe, model, data, "this")
-                result = qrecipe.fastest(job.model, job.recipe, job.data())
-            show_and_save(result, "out", output, result.save, as_json=json)
+    with user_code(plugin) as code:
+        get_ready({"--out": output}, files_of(recipe), force=force, threads=threads)
+        with user_output():
+            job = load_job(code, recipe, model, data)
+            result = qrecipe.fastest(job.model, job.recipe, job.data())
+        show_and_save(result, "out", output, result.save, as_json=json)
