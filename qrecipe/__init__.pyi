@@ -59,12 +59,12 @@ from qrecipe.measure.drift.drift import drift as drift
 from qrecipe.measure.drift.report import Drift as Drift
 from qrecipe.measure.drift.report import SiteDrift as SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange as QRange
+from qrecipe.measure.profile.passes import Timing as Timing
 from qrecipe.measure.profile.profile import profile as profile
 from qrecipe.measure.profile.report import Conditions as Conditions
 from qrecipe.measure.profile.report import Profile as Profile
 from qrecipe.measure.profile.report import ProfiledBoundary as ProfiledBoundary
 from qrecipe.measure.profile.report import ProfiledSite as ProfiledSite
-from qrecipe.measure.profile.timing import Timing as Timing
 from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
 from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
 from qrecipe.measure.sensitivity.ranking import Ranking as Ranking

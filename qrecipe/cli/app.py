@@ -13,11 +13,10 @@ import typer
 from qrecipe._version import __version__
 from qrecipe.cli.bench import bench
 from qrecipe.cli.check import check
-from qrecipe.cli.command import Command, summary
+from qrecipe.cli.command import Command, help_of, summary
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
 from qrecipe.cli.export import export
-from qrecipe.cli.help import help_of
 from qrecipe.cli.init import init
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema

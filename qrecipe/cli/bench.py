@@ -9,8 +9,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, show
-from qrecipe.cli.outputs import files_of
+from qrecipe.cli.output import FOUND_SOMETHING, files_of, show
 from qrecipe.cli.user_code import user_code, user_output
 
 if TYPE_CHECKING:

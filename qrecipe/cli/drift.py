@@ -10,7 +10,7 @@ import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.terminal.result import plain
+from qrecipe.terminal.report import plain
 
 
 def drift(

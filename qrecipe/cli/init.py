@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json
-from qrecipe.cli.outputs import check_free
+from qrecipe.cli.output import check_free, out, out_json
 from qrecipe.files import write_atomically
 from qrecipe.recipe.toml.writer import toml_value
 

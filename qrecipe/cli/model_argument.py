@@ -14,7 +14,7 @@ import typer
 from torch import Tensor, nn
 
 import qrecipe
-from qrecipe.cli.outputs import check_outputs
+from qrecipe.cli.output import check_outputs
 from qrecipe.cli.user_code import UserCode, UserFunction
 from qrecipe.errors.findings import QRecipeError, QRecipeWarning
 from qrecipe.execution.batches import inputs_of_batch, peek, rereadable

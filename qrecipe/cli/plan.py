@@ -11,8 +11,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import fail_on, out, out_json
-from qrecipe.cli.outputs import check_free
+from qrecipe.cli.output import check_free, fail_on, out, out_json
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import counted

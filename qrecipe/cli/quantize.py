@@ -7,8 +7,7 @@ from typing import Annotated
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import out, out_json, show_plan
-from qrecipe.cli.outputs import check_outputs, files_of
+from qrecipe.cli.output import check_outputs, files_of, out, out_json, show_plan
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
 

@@ -20,9 +20,8 @@ from qrecipe.execution.batches import describe_batch
 from qrecipe.execution.calibration import order_finding
 from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.execution.provenance import provenance, stored_plan
-from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sizes import model_size
-from qrecipe.measure.turns import Speed
+from qrecipe.measure.turns import Latency, Speed, compare_latency
 from qrecipe.model.call import Inputs
 from qrecipe.planning.faster_runtime import faster_runtime
 from qrecipe.terminal.tables import render_table

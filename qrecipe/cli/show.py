@@ -52,7 +52,7 @@ def _show_text(recipe: Recipe) -> None:
 
 def _show_json(recipe: Recipe) -> None:
     """The values, and their origins by dotted key."""
-    from qrecipe.recipe.schema_errors import dotted
+    from qrecipe.recipe.validation import dotted
 
     values = tomli.loads(recipe.to_toml())
     out_json(
@@ -82,7 +82,7 @@ def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
 
 def _origins(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Location]]:
     """Each value that a file sets as a whole, with its location."""
-    from qrecipe.recipe.schema_errors import dotted
+    from qrecipe.recipe.validation import dotted
 
     for path in _paths(values, ()):
         with suppress(UnknownNameError):

@@ -9,8 +9,15 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_json, show_and_save
-from qrecipe.cli.outputs import check_distinct, files_of
+from qrecipe.cli.output import (
+    FOUND_SOMETHING,
+    check_distinct,
+    files_of,
+    hint,
+    out,
+    out_json,
+    show_and_save,
+)
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
 

@@ -24,8 +24,8 @@ from qrecipe.errors.findings import AuditError, ExecutionError, QRecipeError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line, shown, shown_names
 from qrecipe.execution.batches import Forward, describe_batch
+from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import Conditions
-from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.sensitivity.scores import number
 from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.measure.turns import Seconds, Speed

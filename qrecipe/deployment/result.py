@@ -12,14 +12,13 @@ from qrecipe.deployment.ways import Kernels, Precision
 from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
+from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import Conditions
-from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.turns import Speed
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
 from qrecipe.runtimes.table import RUNTIMES, Name
-from qrecipe.terminal.report import Listing, Section, Table, Text
-from qrecipe.terminal.result import Result, plain, values_of
+from qrecipe.terminal.report import Listing, Result, Section, Table, Text, plain, values_of
 
 PLACEHOLDERS = "RECIPE --model FILE.py:NAME --data FILE.py:NAME"
 _SPARE = (4, 3, 8, 6)

@@ -22,8 +22,8 @@ from qrecipe.deployment.verdict import SitesAlone
 from qrecipe.measure.sizes import model_size
 from qrecipe.model.call import Inputs
 from qrecipe.planning.target_cpu import unjudged_sites
-from qrecipe.recipe.for_executorch import for_executorch
 from qrecipe.recipe.frozen import FrozenMapping
+from qrecipe.recipe.overlay import for_executorch
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.runtimes.onnx_nodes import in_integers

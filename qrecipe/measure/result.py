@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from qrecipe.measure.pages.charts import plot_bars
 from qrecipe.measure.pages.sections import Bars
-from qrecipe.terminal.result import Result
+from qrecipe.terminal.report import Result
 
 
 class SiteResult(Result):

@@ -18,9 +18,9 @@ from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import one_line, shown
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import INHERIT, RecipeTable
-from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.document import Document
 from qrecipe.recipe.toml.positions import KeyPath
+from qrecipe.recipe.validation import dotted
 
 SettingPath = tuple[str, ...]
 Values = dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -177,3 +177,27 @@ def _inlined(recipe: Recipe, values: Mapping[str, Any]) -> str:
 def _table(rule: Any) -> Any:
     """A rule as a table, also if it is only the name of a qconfig."""
     return {"qconfig": rule} if isinstance(rule, str) else rule
+
+
+_EPS = 2.0**-12
+"""The least scale that XNNPACK has."""
+
+
+def for_executorch(recipe: Recipe) -> Recipe:
+    """The same rules for ``backend = "executorch"``, with activations in int8.
+
+    Weights leave out -128, and no range is halved: XNNPACK adds in 32 bits on every CPU.
+    """
+    if recipe.backend == "executorch":
+        return recipe
+    values = {"backend": "executorch", "executor": "pt2e", "tensor": dict(_tensors(recipe))}
+    return overlay_recipe(recipe, values)
+
+
+def _tensors(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    weights = [qconfig.weight for qconfig in recipe.qconfigs.values()]
+    for name, spec in recipe.tensors.items():
+        if spec in weights and spec.dtype == "int8":
+            yield name, {"quant_min": -127, "quant_max": 127, "eps": _EPS}
+        elif spec not in weights and spec.dtype == "uint8" and not spec.is_dynamic:
+            yield name, {"dtype": "int8", "reduce_range": False, "eps": _EPS}

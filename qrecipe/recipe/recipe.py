@@ -22,11 +22,10 @@ from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
-from qrecipe.recipe.checks import findings_of, rules_of
+from qrecipe.recipe.checks import doubtful_findings, findings_of, rules_of
 from qrecipe.recipe.extends import Composition, compose, identity
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.layers import layer_fingerprint
-from qrecipe.recipe.lint import doubtful_findings
 from qrecipe.recipe.references import (
     Publisher,
     Source,
@@ -52,9 +51,9 @@ from qrecipe.recipe.schema import (
     TensorSpec,
     TransformTable,
 )
-from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.toml.writer import toml_text
+from qrecipe.recipe.validation import dotted
 
 Tier = Literal["module_name", "module_type", "function", "global"]
 

@@ -14,8 +14,8 @@ from qrecipe.errors.text import shown, shown_names
 from qrecipe.recipe.extends import Composition
 from qrecipe.recipe.layers import SettingPath
 from qrecipe.recipe.schema import QUANTIZED_RANGE, Constructor, TensorSpec, quantized_range
-from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath
+from qrecipe.recipe.validation import dotted
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
 

@@ -30,7 +30,7 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeError,
 )
-from qrecipe.measure.latency import Latency
+from qrecipe.measure.turns import Latency
 
 pytestmark = pytest.mark.usefixtures("only_sites")
 

@@ -15,7 +15,7 @@ import qrecipe
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qrecipe.measure.latency._MAX_RUNS", 5)
+    monkeypatch.setattr("qrecipe.measure.turns._MAX_RUNS", 5)
     yield tmp_path
     for name in ("own", "net"):
         sys.modules.pop(name, None)

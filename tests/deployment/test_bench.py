@@ -23,7 +23,7 @@ from qrecipe.deployment.ways import WAYS, commands
 from qrecipe.errors.findings import AuditError, CalibrationError, ExecutionError, QRecipeError
 from qrecipe.model.call import Inputs
 from qrecipe.planning.cpu import has_vnni
-from qrecipe.recipe.for_executorch import for_executorch
+from qrecipe.recipe.overlay import for_executorch
 from qrecipe.runtimes import onnxruntime, table
 from qrecipe.runtimes.session import ModuleSession
 from qrecipe.runtimes.table import RUNTIMES

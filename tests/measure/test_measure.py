@@ -15,8 +15,8 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
-from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sizes import model_size
+from qrecipe.measure.turns import Latency, compare_latency
 from qrecipe.model.call import Inputs
 
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from qrecipe.measure.latency import Latency, compare_latency
+from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import _ratio
-from qrecipe.measure.profile.timing import Timing
-from qrecipe.measure.turns import Speed
+from qrecipe.measure.turns import Latency, Speed, compare_latency
 from qrecipe.model.call import Inputs
 from qrecipe.process.threads import clock
 

@@ -29,7 +29,7 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
 )
 from qrecipe.measure.sensitivity import pieces
-from qrecipe.pool import received
+from qrecipe.pool import worker
 from qrecipe.process.threads import TorchSettings
 from qrecipe.registry import table as registered
 
@@ -356,8 +356,8 @@ def test_what_else_cannot_be_pickled_is_named(name):
 
 
 def test_a_worker_with_another_torch_is_refused_by_name(monkeypatch):
-    own = received.environment()
-    monkeypatch.setattr(received, "environment", lambda: {**own, "torch": "1.0"})
+    own = worker.environment()
+    monkeypatch.setattr(worker, "environment", lambda: {**own, "torch": "1.0"})
     net = NETS["mlp"]
     with pytest.raises(ExecutionError, match=r"QR427 the worker .* has torch 1\.0 instead of 2"):
         ranked(net.model(), net.batches(2), pool=AtOnce())
@@ -429,8 +429,8 @@ def test_a_worker_without_a_plugin_is_refused_by_name(monkeypatch):
         model, batches = net.model(), net.batches(2)
         assert ranked(model, batches, recipe, pool=AtOnce()) == ranked(model, batches, recipe)
         bare = SimpleNamespace(find=lambda kind, name: None, import_module=lambda name: None)
-        monkeypatch.setattr(received, "registered", bare)
-        monkeypatch.setattr(received, "importlib", bare)
+        monkeypatch.setattr(worker, "registered", bare)
+        monkeypatch.setattr(worker, "importlib", bare)
         with pytest.raises(ExecutionError, match=r'QR427.*has no observer "plain", which'):
             ranked(model, batches, recipe, pool=AtOnce())
     finally:
@@ -512,7 +512,6 @@ def test_a_worker_keeps_no_more_than_two_models():
     executor = AtOnce()
     for _ in range(3):
         ranked(net.model(), net.batches(2), pool=executor)
-    from qrecipe.pool import worker
 
     gc.collect()
     assert len(worker._BEGUN) == 2

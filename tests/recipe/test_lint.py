@@ -13,7 +13,7 @@ from plans import plan_of, recipe
 from recipe_texts import FULL, HEAD, INT8, findings_of, marked
 
 from qrecipe.errors.findings import CODES, QRecipeError, SchemaError
-from qrecipe.recipe.lint import _PROBES
+from qrecipe.recipe.checks import _PROBES
 from qrecipe.recipe.patterns import NamePatterns
 from qrecipe.recipe.recipe import load_recipe, parse_recipe
 from qrecipe.recipe.references import builtin_names

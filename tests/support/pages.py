@@ -171,7 +171,7 @@ def _shorten(patches: pytest.MonkeyPatch) -> None:
     from runs import hurry  # not at the top, as it imports torch
 
     hurry(patches)
-    patches.setattr("qrecipe.measure.latency._MAX_RUNS", 5)
+    patches.setattr("qrecipe.measure.turns._MAX_RUNS", 5)
     patches.setattr("qrecipe.measure.compare.run._TIMED_RUNS", 1)
     patches.setattr(np, "loadtxt", partial(_table, np.loadtxt))
 

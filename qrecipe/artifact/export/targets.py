@@ -30,7 +30,7 @@ from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.process.neutral import neutral
-from qrecipe.recipe.for_executorch import for_executorch
+from qrecipe.recipe.overlay import for_executorch
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.rules.resolution import listed

@@ -12,15 +12,14 @@ from typing import Any, Literal
 from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.fastest.cut import LEAST_GAIN, Mixture
 from qrecipe.errors.text import counted
+from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import Profile
-from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.turns import Seconds, Speed
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import overlay_recipe, overlay_values, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.report import Section, Table, Text
-from qrecipe.terminal.result import Result, values_of
+from qrecipe.terminal.report import Result, Section, Table, Text, values_of
 
 
 @dataclass(frozen=True, slots=True, repr=False)

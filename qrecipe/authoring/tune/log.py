@@ -21,7 +21,7 @@ from qrecipe.model.digest import model_digest
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.pool.log import Owner, log_path, unusable
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.terminal.result import values_of
+from qrecipe.terminal.report import values_of
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 

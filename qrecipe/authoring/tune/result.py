@@ -21,8 +21,7 @@ from qrecipe.recipe.overlay import make_directory, overlay_recipe, overlay_value
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.report import Section, Table, Text
-from qrecipe.terminal.result import Result, values_of
+from qrecipe.terminal.report import Result, Section, Table, Text, values_of
 
 _WORDS: Mapping[Stop, str] = {
     "trials": "Stopped after the maximum number of trials",

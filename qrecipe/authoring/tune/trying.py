@@ -15,9 +15,9 @@ from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.batches import Forward, peek
 from qrecipe.execution.calls import calls_of
-from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sensitivity.scores import number
 from qrecipe.measure.sensitivity.steps import Evaluate
+from qrecipe.measure.turns import Latency, compare_latency
 from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import simulate
 from qrecipe.planning.target_cpu import TargetCpu

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
 from qrecipe.execution.watched import Watched
-from qrecipe.measure.profile.timing import Stopwatch
+from qrecipe.measure.profile.passes import Stopwatch
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory

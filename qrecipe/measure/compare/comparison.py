@@ -32,8 +32,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress, tracked
-from qrecipe.terminal.report import Section, Table, Text
-from qrecipe.terminal.result import values_of
+from qrecipe.terminal.report import Section, Table, Text, values_of
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -16,8 +16,7 @@ from qrecipe.measure.pages.sections import Bar, Bars
 from qrecipe.measure.result import SiteResult
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.report import Section, Table, Text, report_text
-from qrecipe.terminal.result import values_of
+from qrecipe.terminal.report import Section, Table, Text, report_text, values_of
 
 DEFAULT_THRESHOLD = 0.5
 """An end that moves by this much, in widths of the stored range, counts as drift."""

@@ -16,6 +16,7 @@ from qrecipe.execution.calls import calls_of
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.provenance import provenance, stored_plan
 from qrecipe.measure.profile.passes import (
+    NO_TIME,
     Boundary,
     Pass,
     conversion_pass,
@@ -24,7 +25,6 @@ from qrecipe.measure.profile.passes import (
     int8_pass,
 )
 from qrecipe.measure.profile.report import Conditions, Profile, ProfiledBoundary, ProfiledSite
-from qrecipe.measure.profile.timing import NO_TIME
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Inventory

@@ -9,13 +9,11 @@ from typing import Any
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.measure.pages.sections import Bar, Bars
-from qrecipe.measure.profile.passes import Direction
-from qrecipe.measure.profile.timing import Timing, total
+from qrecipe.measure.profile.passes import Direction, Timing, total
 from qrecipe.measure.result import SiteResult
 from qrecipe.planning.plan import Verdict
 from qrecipe.recipe.recipe import Ingredient, published
-from qrecipe.terminal.report import Section, Table, Text
-from qrecipe.terminal.result import plain, values_of
+from qrecipe.terminal.report import Section, Table, Text, plain, values_of
 from qrecipe.terminal.tables import bar, room_beside
 
 _BAR = 24

@@ -18,8 +18,7 @@ from qrecipe.measure.result import SiteResult
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.report import Section, Table, Text
-from qrecipe.terminal.result import plain, values_of
+from qrecipe.terminal.report import Section, Table, Text, plain, values_of
 from qrecipe.terminal.tables import bar, room_beside
 
 Method = Literal["exact", "estimate"]
