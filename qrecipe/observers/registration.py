@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -144,9 +143,8 @@ def _signature_of(cls: type, options: type[BaseModel] | None) -> Signature:
             name: _tag(field.annotation, inspect.Parameter.empty) for name, field in fields.items()
         }
         required = frozenset(name for name, field in fields.items() if field.is_required())
-        return Signature(_qualified_name(cls), types.MappingProxyType(tags), required)
-    parameters = types.MappingProxyType(dict(own_parameters(cls)))
-    return Signature(_qualified_name(cls), parameters)
+        return Signature(_qualified_name(cls), tags, required)
+    return Signature(_qualified_name(cls), dict(own_parameters(cls)))
 
 
 def own_parameters(cls: type) -> Iterator[tuple[str, TypeTag]]:

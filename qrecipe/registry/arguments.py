@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -72,9 +71,9 @@ class Signature:
     """
 
     target: str
-    parameters: Mapping[str, TypeTag] = field(default_factory=lambda: MappingProxyType({}))
+    parameters: Mapping[str, TypeTag] = field(default_factory=dict)
     required: frozenset[str] = frozenset()
-    limits: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
+    limits: Mapping[str, Interval] = field(default_factory=dict)
     per_channel: bool = False
     observers: frozenset[str] | None = None
     """For a fake-quant: the names of the observers that it can wrap; None for all."""

@@ -10,7 +10,6 @@ import json
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from qrecipe.errors.spelling import did_you_mean
@@ -35,82 +34,70 @@ _OWN = "qrecipe.observers.activations."
 _FAKE_QUANT = "torch.ao.quantization.fake_quantize."
 _LEARNABLE = "torch.ao.quantization._learnable_fake_quantize."
 
-_AVERAGING: Mapping[str, TypeTag] = MappingProxyType({"averaging_constant": "float"})
-_FRACTION = MappingProxyType({"averaging_constant": Interval(0, 1, open_low=True)})
+_AVERAGING: Mapping[str, TypeTag] = {"averaging_constant": "float"}
+_FRACTION = {"averaging_constant": Interval(0, 1, open_low=True)}
 
-OBSERVERS: Mapping[str, Signature] = MappingProxyType(
-    {
-        "minmax": Signature(_OBSERVER + "MinMaxObserver"),
-        "moving_average_minmax": Signature(
-            _OBSERVER + "MovingAverageMinMaxObserver", _AVERAGING, limits=_FRACTION
-        ),
-        "per_channel_minmax": Signature(_OBSERVER + "PerChannelMinMaxObserver", per_channel=True),
-        "moving_average_per_channel_minmax": Signature(
-            _OBSERVER + "MovingAveragePerChannelMinMaxObserver",
-            _AVERAGING,
-            limits=_FRACTION,
-            per_channel=True,
-        ),
-        # fewer than 16 bins silently give wrong ranges, more than 2**14 take minutes
-        "histogram": Signature(
-            _OBSERVER + "HistogramObserver",
-            MappingProxyType({"bins": "int"}),
-            limits=MappingProxyType({"bins": Interval(16, 2**14)}),
-        ),
-        "mean_minmax": Signature(_OWN + "MeanMinMaxObserver"),
-        "mse": Signature(_OWN + "MSEObserver"),
-        "fixed_qparams": Signature(
-            _OBSERVER + "FixedQParamsObserver",
-            MappingProxyType({"scale": "float", "zero_point": "int"}),
-            required=frozenset({"scale", "zero_point"}),
-            limits=MappingProxyType({"scale": Interval(LEAST_FLOAT32, MOST_FLOAT32)}),
-        ),
-        "placeholder": Signature(_OBSERVER + "PlaceholderObserver"),
-    }
-)
+OBSERVERS: Mapping[str, Signature] = {
+    "minmax": Signature(_OBSERVER + "MinMaxObserver"),
+    "moving_average_minmax": Signature(
+        _OBSERVER + "MovingAverageMinMaxObserver", _AVERAGING, limits=_FRACTION
+    ),
+    "per_channel_minmax": Signature(_OBSERVER + "PerChannelMinMaxObserver", per_channel=True),
+    "moving_average_per_channel_minmax": Signature(
+        _OBSERVER + "MovingAveragePerChannelMinMaxObserver",
+        _AVERAGING,
+        limits=_FRACTION,
+        per_channel=True,
+    ),
+    # fewer than 16 bins silently give wrong ranges, more than 2**14 take minutes
+    "histogram": Signature(
+        _OBSERVER + "HistogramObserver", {"bins": "int"}, limits={"bins": Interval(16, 2**14)}
+    ),
+    "mean_minmax": Signature(_OWN + "MeanMinMaxObserver"),
+    "mse": Signature(_OWN + "MSEObserver"),
+    "fixed_qparams": Signature(
+        _OBSERVER + "FixedQParamsObserver",
+        {"scale": "float", "zero_point": "int"},
+        required=frozenset({"scale", "zero_point"}),
+        limits={"scale": Interval(LEAST_FLOAT32, MOST_FLOAT32)},
+    ),
+    "placeholder": Signature(_OBSERVER + "PlaceholderObserver"),
+}
 """Observers by their names in recipes: torch's, and two of our own."""
 
-FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
-    {
-        "fake_quantize": Signature(_FAKE_QUANT + "FakeQuantize"),
-        "fused_moving_average": Signature(
-            _FAKE_QUANT + "FusedMovingAvgObsFakeQuantize",
-            observers=frozenset({"moving_average_minmax", "moving_average_per_channel_minmax"}),
+FAKE_QUANTS: Mapping[str, Signature] = {
+    "fake_quantize": Signature(_FAKE_QUANT + "FakeQuantize"),
+    "fused_moving_average": Signature(
+        _FAKE_QUANT + "FusedMovingAvgObsFakeQuantize",
+        observers=frozenset({"moving_average_minmax", "moving_average_per_channel_minmax"}),
+    ),
+    "learnable": Signature(
+        _LEARNABLE + "_LearnableFakeQuantize",
+        {"use_grad_scaling": "bool"},
+        observers=frozenset(
+            {
+                *("minmax", "moving_average_minmax", "histogram"),
+                *("per_channel_minmax", "moving_average_per_channel_minmax"),
+            }
         ),
-        "learnable": Signature(
-            _LEARNABLE + "_LearnableFakeQuantize",
-            MappingProxyType({"use_grad_scaling": "bool"}),
-            observers=frozenset(
-                {
-                    *("minmax", "moving_average_minmax", "histogram"),
-                    *("per_channel_minmax", "moving_average_per_channel_minmax"),
-                }
-            ),
-        ),
-        "fixed_qparams": Signature(
-            _FAKE_QUANT + "FixedQParamsFakeQuantize", observers=frozenset({"fixed_qparams"})
-        ),
-    }
-)
+    ),
+    "fixed_qparams": Signature(
+        _FAKE_QUANT + "FixedQParamsFakeQuantize", observers=frozenset({"fixed_qparams"})
+    ),
+}
 """torch's fake-quants by their names in recipes."""
 
-TRANSFORMS: Mapping[str, Signature] = MappingProxyType(
-    {
-        "equalize": Signature(
-            "qrecipe.transforms.equalize.Equalize",
-            MappingProxyType({"by": "str", "chains": "any"}),
-        ),
-        "smooth": Signature(
-            "qrecipe.transforms.smooth.Smooth",
-            MappingProxyType({"alpha": "any", "groups": "any"}),
-        ),
-    }
-)
+TRANSFORMS: Mapping[str, Signature] = {
+    "equalize": Signature("qrecipe.transforms.equalize.Equalize", {"by": "str", "chains": "any"}),
+    "smooth": Signature("qrecipe.transforms.smooth.Smooth", {"alpha": "any", "groups": "any"}),
+}
 """Our transforms by their names in recipes, in the order in which they change a model."""
 
-BUILTIN: Mapping[Kind, Mapping[str, Signature]] = MappingProxyType(
-    {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS, "transform": TRANSFORMS}
-)
+BUILTIN: Mapping[Kind, Mapping[str, Signature]] = {
+    "observer": OBSERVERS,
+    "fake_quant": FAKE_QUANTS,
+    "transform": TRANSFORMS,
+}
 """What has a name without being registered."""
 
 
@@ -174,13 +161,11 @@ def _by_class(kind: Kind, name: str) -> str | None:
     return None
 
 
-_MEANT: Mapping[Kind, str] = MappingProxyType(
-    {
-        "observer": "it belongs to the key observer: write observer = {}",
-        "fake_quant": "it belongs to the key fake_quant: write fake_quant = {}",
-        "transform": "it is a transform, with the table [transform.{}]",
-    }
-)
+_MEANT: Mapping[Kind, str] = {
+    "observer": "it belongs to the key observer: write observer = {}",
+    "fake_quant": "it belongs to the key fake_quant: write fake_quant = {}",
+    "transform": "it is a transform, with the table [transform.{}]",
+}
 
 
 def _plain(name: str) -> str:
