@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
-from qrecipe.execution.watched import Watched
+from qrecipe.execution.watched import Watched, watched_modules
 from qrecipe.measure.profile.passes import Stopwatch
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import with_parts
@@ -71,42 +71,47 @@ CONVERSIONS = "quantize, dequantize"
 """The name under which conversions between float and int8 are timed."""
 
 
-def watched_reference(
-    model: nn.Module, inventory: Inventory, activations: Activations, times: Times
-) -> nn.Module:
-    """The float model with its fused graphs, which hold the outputs of their sites.
-
-    The output of a fused group is that of its last member.
-    """
-    last = {match.nodes[-1]: name for name, match in inventory.matches.items()}
-
-    def see(node: fx.Node, result: Any, seconds: float) -> None:
-        times.add(site_of(node) or "", seconds)
-        if node in last:
-            activations.hold(last[node], result)
-
-    parts = {part.path: Watched(part.graph_module, see) for part in inventory.parts}
-    return with_parts(model, parts)
+Note = Callable[[str, Any], None]
+"""Takes the result of a site."""
 
 
-def watched_converted(
-    parts: Mapping[str, fx.GraphModule],
-    realised: Iterable[Mapping[str, Realised]],
-    converted: nn.Module,
-    activations: Activations,
+def watched_graphs(
+    model: nn.Module,
+    graphs: Mapping[str, fx.GraphModule],
+    givers: Mapping[fx.Node, str],
+    note: Note,
     times: Times,
 ) -> nn.Module:
-    """The converted model, whose sites match those that `watched_reference` held."""
-    givers = {
-        real.result or _giver(real.node): name for sites in realised for name, real in sites.items()
-    }
+    """The model with its graphs; ``givers`` are the nodes that give the results of sites."""
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)
         if node in givers:
-            activations.match(givers[node], result)
+            note(givers[node], result)
 
-    return with_parts(converted, {path: Watched(part, see) for path, part in parts.items()})
+    return with_parts(model, {path: Watched(graph, see) for path, graph in graphs.items()})
+
+
+def watched_sites(model: nn.Module, sites: Iterable[str], note: Note, times: Times) -> nn.Module:
+    """The same for a model whose sites are its modules."""
+
+    def see(name: str, result: Any, seconds: float) -> None:
+        times.add(name, seconds)
+        note(name, result)
+
+    return watched_modules(model, sites, see)
+
+
+def float_givers(inventory: Inventory) -> dict[fx.Node, str]:
+    """The nodes of the fused float graphs: the last member of each group."""
+    return {match.nodes[-1]: name for name, match in inventory.matches.items()}
+
+
+def converted_givers(realised: Iterable[Mapping[str, Realised]]) -> dict[fx.Node, str]:
+    """The nodes of the converted graphs."""
+    return {
+        real.result or _giver(real.node): name for sites in realised for name, real in sites.items()
+    }
 
 
 def _giver(node: fx.Node) -> fx.Node:

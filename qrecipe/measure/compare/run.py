@@ -20,13 +20,14 @@ from qrecipe.execution.calls import noted_calls, run_quietly
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Realised
 from qrecipe.execution.provenance import converted_graphs, provenance
-from qrecipe.execution.watched import watched_modules
 from qrecipe.measure.compare.activations import (
     Activations,
     Times,
+    converted_givers,
+    float_givers,
     shares,
-    watched_converted,
-    watched_reference,
+    watched_graphs,
+    watched_sites,
 )
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import TRANSFORMED, kept
@@ -121,24 +122,16 @@ class Run:
         self._raw = (reference, converted)
         seen, (before, after) = self._activations, self._times
         if inventory.untraced is None:
+            floats = {part.path: part.graph_module for part in inventory.parts}
+            givers = converted_givers(realised.values())
             self._models = (
-                watched_reference(reference, inventory, seen, before),
-                watched_converted(graphs, realised.values(), converted, seen, after),
+                watched_graphs(reference, floats, float_givers(inventory), seen.hold, before),
+                watched_graphs(converted, graphs, givers, seen.match, after),
             )
         else:
-            names = list(inventory.matches)
-
-            def see_reference(name: str, result: Any, seconds: float) -> None:
-                before.add(name, seconds)
-                seen.hold(name, result)
-
-            def see_converted(name: str, result: Any, seconds: float) -> None:
-                after.add(name, seconds)
-                seen.match(name, result)
-
             self._models = (
-                watched_modules(reference, names, see_reference),
-                watched_modules(converted, names, see_converted),
+                watched_sites(reference, inventory.matches, seen.hold, before),
+                watched_sites(converted, inventory.matches, seen.match, after),
             )
 
     def part(self, batch: Any, index: int) -> Part:
