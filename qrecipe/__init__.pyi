@@ -11,8 +11,8 @@ from qrecipe.artifact.export.targets import export_stored as export_stored
 from qrecipe.artifact.loading import load_quantized as load_quantized
 from qrecipe.artifact.saving import save_quantized as save_quantized
 from qrecipe.audit.sqnr import Fidelity as Fidelity
+from qrecipe.authoring.fastest.fastest import Fastest as Fastest
 from qrecipe.authoring.fastest.fastest import fastest as fastest
-from qrecipe.authoring.fastest.result import Fastest as Fastest
 from qrecipe.authoring.suggest.suggest import suggest as suggest
 from qrecipe.authoring.tune.estimates import SiteCost as SiteCost
 from qrecipe.authoring.tune.levers import Candidate as Candidate

@@ -14,7 +14,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.authoring.fastest.costs import costs_of
-from qrecipe.authoring.fastest.result import Race
+from qrecipe.authoring.fastest.fastest import Race
 from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.profile import bench_of, measured
 from qrecipe.measure.turns import Speed

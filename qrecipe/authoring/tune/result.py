@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qrecipe.authoring.fastest.result import reasons_of
+from qrecipe.authoring.fastest.fastest import reasons_of
 from qrecipe.authoring.tune.estimates import Estimates, SiteCost
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.log import trial_json

@@ -19,10 +19,8 @@ from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, known_length, limited, peek, rereadable
 from qrecipe.execution.engine import engine_of
-from qrecipe.measure.compare.activations import CONVERSIONS
-from qrecipe.measure.compare.log import comparison_log
-from qrecipe.measure.compare.pieces import parts_of_workers
-from qrecipe.measure.compare.run import Part, Run, run_of
+from qrecipe.measure.compare.pieces import comparison_log, parts_of_workers
+from qrecipe.measure.compare.run import CONVERSIONS, Part, Run, run_of
 from qrecipe.measure.compare.sessions import output_fidelity
 from qrecipe.measure.pages.sections import Bar, Bars, sqnr_bar
 from qrecipe.measure.result import SiteResult

@@ -1,11 +1,13 @@
-"""A comparison in pieces, for workers: one batch each."""
+"""A comparison in pieces, one batch each: their log, and workers."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ from qrecipe.artifact.saving import save_quantized
 from qrecipe.execution.batches import Forward
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import architecture, provenance
+from qrecipe.execution.state import slots_of
 from qrecipe.measure.compare.run import Part, run_of
+from qrecipe.measure.owner import owner_of
+from qrecipe.model.digest import tensors_digest
+from qrecipe.planning.plan import Plan
 from qrecipe.pool.crew import crew_for
-from qrecipe.pool.log import PieceLog
+from qrecipe.pool.log import PieceLog, open_pieces
 from qrecipe.pool.parcel import Compute
 from qrecipe.pool.workers import Pool
 from qrecipe.recipe.recipe import Recipe, parse_recipe
@@ -88,3 +94,23 @@ def _constants(converted: nn.Module) -> dict[str, Any]:
         for part in architecture(converted).parts
         for name, value in part.constants.items()
     }
+
+
+def comparison_log(
+    resume: str | os.PathLike[str] | None,
+    plan: Plan,
+    reference: nn.Module,
+    converted: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None,
+) -> PieceLog[Part]:
+    """The log at a path, or a new one; an empty one without a path.
+
+    Raises as `open_pieces`, and ``ExecutionError`` (QR425) for batches that have no digest.
+    """
+    if resume is None:
+        return PieceLog()
+    owner = owner_of("a comparison", plan, reference, batches, functions={"forward": forward})
+    tensors = chain.from_iterable(slot.tensors().items() for slot in slots_of(converted))
+    digests = {**owner.digests, "another converted model": tensors_digest(tensors)}
+    return open_pieces(resume, replace(owner, digests=digests), Part)
