@@ -38,7 +38,7 @@ from qrecipe.execution.engine import engine
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Task
 from qrecipe.measure.sensitivity.rank import sensitivity
-from qrecipe.measure.sensitivity.subject import unranked
+from qrecipe.measure.sensitivity.steps import unranked
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.decide import make_plan

@@ -65,7 +65,7 @@ def test_the_commands_measure_on_workers(folder, monkeypatch, command):
 @pytest.mark.parametrize(("command", "option"), [("sensitivity", "--log"), ("compare", "--resume")])
 def test_a_command_whose_workers_die_goes_on_from_its_log(folder, monkeypatch, command, option):
     alone = run(command, *RUN, "--json", "--threads", "1")
-    monkeypatch.setattr("qrecipe.measure.sensitivity.pieces._AT_ONCE", 1)
+    monkeypatch.setattr("qrecipe.measure.sensitivity.steps._AT_ONCE", 1)
     lives, made = iter([4, 0, 1000]), []
 
     class Mortal(Dying):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qrecipe.measure.sensitivity import pieces
+from qrecipe.measure.sensitivity import steps
 
 
 @pytest.fixture
@@ -13,6 +13,6 @@ def many_pieces_in_one_thread(monkeypatch):
     """Pieces of two sites at most, and one thread."""
     former = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(pieces, "_AT_ONCE", 2)
+    monkeypatch.setattr(steps, "_AT_ONCE", 2)
     yield
     torch.set_num_threads(former)

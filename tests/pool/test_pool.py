@@ -28,7 +28,7 @@ from qrecipe.errors.findings import (
     QRecipeError,
     QRecipeWarning,
 )
-from qrecipe.measure.sensitivity import pieces
+from qrecipe.measure.sensitivity import steps
 from qrecipe.pool import worker
 from qrecipe.process.threads import TorchSettings
 from qrecipe.registry import table as registered
@@ -45,7 +45,7 @@ def worst_difference(output, reference):
 
 @pytest.mark.parametrize("name", every(5, sorted(NETS)))
 def test_a_ranking_in_pieces_is_that_of_one_process_to_the_bit(monkeypatch, name):
-    monkeypatch.setattr(pieces, "_AT_ONCE", 2)
+    monkeypatch.setattr(steps, "_AT_ONCE", 2)
     net = NETS[name]
     model, batches = net.model(), net.batches(3)
     assert ranked(model, iter(batches), pool=LastFirst()) == ranked(model, batches)
@@ -99,7 +99,7 @@ def test_the_callers_measures_run_in_the_workers(measure):
 
 
 def test_a_large_model_is_cut_into_several_pieces_for_each_batch(monkeypatch):
-    monkeypatch.setattr(pieces, "_AT_ONCE", 2)
+    monkeypatch.setattr(steps, "_AT_ONCE", 2)
     net = NETS["residual"]
     executor = AtOnce()
     ranking = ranked(net.model(), net.batches(2), pool=executor)
@@ -197,7 +197,7 @@ def test_an_error_that_is_not_ours_has_the_workers_traceback(monkeypatch):
     def fail(*args):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(pieces.Scorer, "parts", fail)
+    monkeypatch.setattr(steps.Scorer, "parts", fail)
     net = NETS["mlp"]
     with pytest.raises(ZeroDivisionError) as raised:
         ranked(net.model(), net.batches(2), pool=AtOnce())
@@ -449,13 +449,13 @@ def test_batches_that_are_views_are_sent_without_what_they_are_views_of(monkeypa
 
 def test_workers_compute_with_the_settings_of_the_caller_and_keep_their_own(monkeypatch):
     seen, after = [], []
-    parts = pieces.Scorer.parts
+    parts = steps.Scorer.parts
 
     def noting(self, *args):
         seen.append(TorchSettings.here())
         return parts(self, *args)
 
-    monkeypatch.setattr(pieces.Scorer, "parts", noting)
+    monkeypatch.setattr(steps.Scorer, "parts", noting)
     net, of_workers = NETS["mlp"], TorchSettings(2, True, "highest")
     of_caller = TorchSettings(1, False, "medium")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -22,7 +22,6 @@ from qrecipe.execution.calls import Feed
 from qrecipe.execution.engine import engine
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.log import ranking_log
-from qrecipe.measure.sensitivity.pieces import RankWork, on_workers
 from qrecipe.measure.sensitivity.ranking import (
     Method,
     RankedSite,
@@ -34,12 +33,13 @@ from qrecipe.measure.sensitivity.scores import Metric
 from qrecipe.measure.sensitivity.steps import (
     Evaluate,
     Found,
-    Scorer,
+    RankWork,
     by_estimate,
     by_evaluation,
     by_scores,
+    on_workers,
+    subject_of,
 )
-from qrecipe.measure.sensitivity.subject import subject_of
 from qrecipe.planning.asked import DEQUANTIZE
 from qrecipe.planning.decide import warn_of_missed
 from qrecipe.planning.plan import Plan
@@ -108,35 +108,35 @@ def sensitivity(
             workers that cannot do it (QR426, QR427, QR428), or a log of something else, or that
             cannot be used (QR331, QR332).
     """
-    _check_arguments(method, evaluate, metric, forward, memory_limit, probes, seed, pool, resume)
-    given = _recipe(recipe)
-    loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
+    functions = {"evaluate": evaluate, "metric": metric, "forward": forward}
+    of_exact = {"pool": pool, "resume": resume}
+    _check_arguments(method, functions, of_exact, memory_limit, probes, seed)
+    base = _recipe(recipe)
+    loaded = replace(base, phase="ptq")  # rank the loss without training, which would reduce it
     most = loaded.calibration.max_batches
     held = rereadable(batches, most)
     feed = Feed(held, forward, most)
     original, model = model, ready(model, loaded, held, forward, progress)
-    subject = subject_of(model, loaded, held, forward, target_cpu)
+    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
+    work = RankWork(model, loaded, evaluate, metric, forward, limit, target_cpu)
+    subject = subject_of(work, held)
     plan, names = subject.plan, [site.name for site in subject.sites]
     if method == "estimate" and plan.executor in DEQUANTIZE:
         message = f'executor = "{plan.executor}" ranks sites exactly, and does not estimate'
         raise UnsupportedError(Finding("QR316", message, hint='pass method="exact"'))
     warn_of_missed(plan, loaded)
-    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
-    functions = {"evaluate": evaluate, "metric": metric, "forward": forward}
     log = ranking_log(resume, plan, original, iter(feed), functions, target_cpu)
     found = Found()
     if pool is not None:
-        work = RankWork(model, loaded, evaluate, metric, forward, limit, target_cpu)
         steps = on_workers(found, work, names, iter(feed), pool, log)
     else:
-        isolated = subject.isolated(held, forward, progress)
+        isolated = subject.isolated(held, progress)
         if evaluate is not None:
             steps = by_evaluation(found, isolated, evaluate, log)
         elif method == "estimate":
             steps = by_estimate(found, feed, Estimate(isolated, probes, seed, limit))
         else:
-            scorer = Scorer(isolated, model, metric, forward, limit)
-            steps = by_scores(found, scorer, names, feed, metric, log)
+            steps = by_scores(found, work, isolated, names, feed, log)
     show, interrupted = chosen_progress(progress, "measuring"), False
     # the workers have an engine of their own, even where they are threads
     with nullcontext() if pool is not None else _computing(plan), closing(steps):
@@ -152,7 +152,7 @@ def sensitivity(
         if evaluate is None:
             text = f"{text}, {counted(found.batches, 'whole batch')}"
         hint = "the ranking covers what was measured so far"
-        warn(Finding("QR212", text, hint=hint), given.lint.ignore)
+        warn(Finding("QR212", text, hint=hint), base.lint.ignore)
     ranked = (
         RankedSite(site.name, site.op, *found.effects[site.name])
         for site in plan.sites
@@ -165,7 +165,7 @@ def sensitivity(
         batches=max(1, found.batches),
         partial=interrupted,
         float_value=found.float_value,
-        recipe=given,
+        recipe=base,
         members=plan.members,
         by_evaluation=evaluate is not None,
     )
@@ -179,49 +179,37 @@ def _computing(plan: Plan) -> Iterator[None]:
 
 def _check_arguments(
     method: Method,
-    evaluate: Evaluate | None,
-    metric: Metric | None,
-    forward: Forward | None,
+    functions: Mapping[str, Callable[..., Any] | None],
+    of_exact: Mapping[str, object],
     memory_limit: int | None,
     probes: int,
     seed: int,
-    pool: Executor | Pool | None,
-    resume: str | os.PathLike[str] | None,
 ) -> None:
-    for name, function in (("evaluate", evaluate), ("metric", metric), ("forward", forward)):
+    for name, function in functions.items():
         if function is not None and not callable(function):
             raise contradiction(f"{name} must be a function, not {shown(type(function).__name__)}")
     for name, integer in (("probes", probes), ("seed", seed)):
         if not isinstance(integer, Integral):
             raise contradiction(f"{name} must be an integer, not {shown(type(integer).__name__)}")
-    for is_wrong, message in (
-        (
-            method not in ("exact", "estimate"),
-            f'method must be "exact" or "estimate", not {method!r}',
+    measures = [functions[name] for name in ("evaluate", "metric") if functions[name] is not None]
+    is_limit = isinstance(memory_limit, Real) and memory_limit > 0
+    is_estimate = method == "estimate"
+    problems = {
+        f'method must be "exact" or "estimate", not {method!r}': method not in get_args(Method),
+        "evaluate and metric both rank: pass one of them": len(measures) > 1,
+        "an estimate ranks by SQNR: evaluate and metric need the exact method": (
+            is_estimate and len(measures) > 0
         ),
-        (
-            evaluate is not None and metric is not None,
-            "evaluate and metric both rank: pass one of them",
+        f"memory_limit is {shown(memory_limit)}, not a number of bytes": (
+            memory_limit is not None and not is_limit
         ),
-        (
-            method == "estimate" and (evaluate is not None or metric is not None),
-            "an estimate ranks by SQNR: evaluate and metric need the exact method",
-        ),
-        (
-            memory_limit is not None and not (isinstance(memory_limit, Real) and memory_limit > 0),
-            f"memory_limit is {shown(memory_limit)}, not a number of bytes",
-        ),
-        (
-            method == "estimate" and pool is not None,
-            "an estimate is a single pass: pool needs the exact method",
-        ),
-        (
-            method == "estimate" and resume is not None,
-            "an estimate is a single pass: resume needs the exact method",
-        ),
-        (probes < 1, f"probes is {probes}: at least one is needed"),
-        (seed not in _SEEDS, f"seed is {seed}: torch's seeds have 64 bits"),
-    ):
+        f"probes is {probes}: at least one is needed": probes < 1,
+        f"seed is {seed}: torch's seeds have 64 bits": seed not in _SEEDS,
+    }
+    for name, given in of_exact.items():
+        text = f"an estimate is a single pass: {name} needs the exact method"
+        problems[text] = is_estimate and given is not None
+    for message, is_wrong in problems.items():
         if is_wrong:
             raise contradiction(message)
 
