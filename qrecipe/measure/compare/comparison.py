@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,14 +16,13 @@ from qrecipe.audit.sqnr import Fidelity, Totals, db_text, sqnr_text
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.execution.batches import Forward, known_length, limited, peek, rereadable
+from qrecipe.execution.batches import Forward, known_length, peek, rereadable
 from qrecipe.execution.engine import engine_of
-from qrecipe.measure.compare.pieces import comparison_log, parts_of_workers
+from qrecipe.measure.compare.pieces import comparison_log, parts_of
 from qrecipe.measure.compare.run import CONVERSIONS, Part, Run, run_of
 from qrecipe.measure.compare.sessions import output_fidelity
 from qrecipe.measure.pages.sections import Bar, Bars, sqnr_bar
 from qrecipe.measure.result import SiteResult
-from qrecipe.pool.log import PieceLog
 from qrecipe.pool.workers import Pool
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, published
@@ -191,31 +189,13 @@ def compare(
     first, stream = peek(batches)
     run = run_of(reference, converted, first, forward)
     sums = _Sums(run.weights())
-    log = comparison_log(resume, run.plan, reference, converted, batches, forward)
-    with closing(_parts(run, reference, converted, stream, forward, pool, log)) as parts:
+    log = comparison_log(resume, run, batches)
+    with closing(parts_of(run, stream, pool, log)) as parts:
         for _, part in tracked(_in_order(parts), show, known_length(batches)):
             sums.add(part)
     with engine_of(run.plan):
         run.time(first)
     return _report(run, sums)
-
-
-def _parts(
-    run: Run,
-    reference: nn.Module,
-    converted: nn.Module,
-    batches: Iterable[Any],
-    forward: Forward | None,
-    pool: Executor | Pool | None,
-    log: PieceLog[Part],
-) -> Generator[tuple[int, Part], None, None]:
-    """What each batch adds, by its index; from workers in any order."""
-    if pool is not None:
-        yield from parts_of_workers(reference, converted, limited(batches), forward, pool, log)
-        return
-    with engine_of(run.plan):
-        for index, batch in enumerate(limited(batches)):
-            yield index, log.value(str(index), partial(run.part, batch, index))
 
 
 def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:

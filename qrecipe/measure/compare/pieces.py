@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from torch import nn
 
 from qrecipe.artifact.loading import load_quantized
 from qrecipe.artifact.saving import save_quantized
-from qrecipe.execution.batches import Forward
+from qrecipe.execution.batches import Forward, limited
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.execution.state import slots_of
-from qrecipe.measure.compare.run import Part, run_of
+from qrecipe.measure.compare.run import Part, Run, run_of
 from qrecipe.measure.owner import owner_of
 from qrecipe.model.digest import tensors_digest
-from qrecipe.planning.plan import Plan
 from qrecipe.pool.crew import crew_for
 from qrecipe.pool.log import PieceLog, open_pieces
 from qrecipe.pool.parcel import Compute
@@ -55,22 +55,24 @@ class CompareWork:
         return compute
 
 
-def parts_of_workers(
-    reference: nn.Module,
-    converted: nn.Module,
-    batches: Iterable[Any],
-    forward: Forward | None,
-    pool: Executor | Pool,
-    log: PieceLog[Part],
+def parts_of(
+    run: Run, batches: Iterable[Any], pool: Executor | Pool | None, log: PieceLog[Part]
 ) -> Generator[tuple[int, Part], None, None]:
-    """What each batch adds, by its index, in any order."""
-    work = CompareWork(
-        reference,
-        parse_recipe(provenance(converted).recipe),
-        forward,
-        _stored(converted),
-        _constants(converted),
-    )
+    """What each batch adds, by its index; from workers in any order."""
+    if pool is not None:
+        yield from _of_workers(run, limited(batches), pool, log)
+        return
+    with engine_of(run.plan):
+        for index, batch in enumerate(limited(batches)):
+            yield index, log.value(str(index), partial(run.part, batch, index))
+
+
+def _of_workers(
+    run: Run, batches: Iterable[Any], pool: Executor | Pool, log: PieceLog[Part]
+) -> Iterator[tuple[int, Part]]:
+    recipe = parse_recipe(provenance(run.converted).recipe)
+    stored, constants = _stored(run.converted), _constants(run.converted)
+    work = CompareWork(run.reference, recipe, run.forward, stored, constants)
     with crew_for(work, batches, pool) as crew:
         pieces = range(crew.batches)
         yield from ((index, log.kept[str(index)]) for index in pieces if str(index) in log.kept)
@@ -97,12 +99,7 @@ def _constants(converted: nn.Module) -> dict[str, Any]:
 
 
 def comparison_log(
-    resume: str | os.PathLike[str] | None,
-    plan: Plan,
-    reference: nn.Module,
-    converted: nn.Module,
-    batches: Iterable[Any],
-    forward: Forward | None,
+    resume: str | os.PathLike[str] | None, run: Run, batches: Iterable[Any]
 ) -> PieceLog[Part]:
     """The log at a path, or a new one; an empty one without a path.
 
@@ -110,7 +107,8 @@ def comparison_log(
     """
     if resume is None:
         return PieceLog()
-    owner = owner_of("a comparison", plan, reference, batches, functions={"forward": forward})
-    tensors = chain.from_iterable(slot.tensors().items() for slot in slots_of(converted))
+    functions = {"forward": run.forward}
+    owner = owner_of("a comparison", run.plan, run.reference, batches, functions=functions)
+    tensors = chain.from_iterable(slot.tensors().items() for slot in slots_of(run.converted))
     digests = {**owner.digests, "another converted model": tensors_digest(tensors)}
     return open_pieces(resume, replace(owner, digests=digests), Part)

@@ -169,15 +169,14 @@ def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forw
         changes, done = _changes(plan), kept(reference, TRANSFORMED)
         is_transformed = done is not None and _changes(done) == changes
         if any(changes) and not is_transformed:
-            reference = as_recorded(reference, recipe, inputs, plan)
-            inventory = inventory_of(reference, recipe, inputs)
+            inventory = inventory_of(as_recorded(reference, recipe, inputs, plan), recipe, inputs)
     _check_same(inventory, plan, graphs)
     for part in inventory.parts:
         without_changes_in_place(part.graph_module)
     realised_sites = executor_of(plan.executor).realised_sites
     realised = {path: realised_sites(graph) for path, graph in graphs.items()}
     lacking = () if is_transformed else plan.steps
-    return Run(converted, inventory, graphs, realised, plan, forward, lacking)
+    return Run(reference, converted, inventory, graphs, realised, plan, forward, lacking)
 
 
 def _changes(what: Plan | Transformation) -> tuple[Sequence[object], ...]:
@@ -196,7 +195,7 @@ def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None
 
 
 class Run:
-    """Both models under observation, by the plan of the converted one.
+    """Both models of the caller under observation, by the plan of the converted one.
 
     ``lacking`` are transforms of plugins that only the converted model has been through. What they
     have changed inside the model is not compared.
@@ -204,6 +203,7 @@ class Run:
 
     def __init__(
         self,
+        reference: nn.Module,
         converted: nn.Module,
         inventory: Inventory,
         graphs: Mapping[str, fx.GraphModule],
@@ -212,29 +212,27 @@ class Run:
         forward: Forward | None,
         lacking: Sequence[Step] = (),
     ) -> None:
+        self.reference, self.converted, self.forward = reference, converted, forward
         self.plan = plan
         self.lacking = tuple(step.name for step in lacking)
         self._changed = {module for step in lacking for module in step.changed}
         self._inventory = inventory
         self._graphs = graphs
         self._realised = realised
-        self._forward = forward
         moved = frozenset(name for step in lacking for name in step.moved)
         self._activations = Activations(plan.clamps, moved)
         self._times = (Times(), Times())
-        reference = inventory.model
-        self._raw = (reference, converted)
         seen, (before, after) = self._activations, self._times
         if inventory.untraced is None:
             floats = {part.path: part.graph_module for part in inventory.parts}
             givers = converted_givers(realised.values())
             self._models = (
-                watched_graphs(reference, floats, float_givers(inventory), seen.hold, before),
+                watched_graphs(inventory.model, floats, float_givers(inventory), seen.hold, before),
                 watched_graphs(converted, graphs, givers, seen.match, after),
             )
         else:
             self._models = (
-                watched_sites(reference, inventory.matches, seen.hold, before),
+                watched_sites(inventory.model, inventory.matches, seen.hold, before),
                 watched_sites(converted, inventory.matches, seen.match, after),
             )
 
@@ -245,7 +243,7 @@ class Run:
         for model, times in zip(self._models, self._times, strict=True):
             times.start_round()
             with noted_calls(model) as calls:
-                run_quietly(model, batch, index, self._forward)
+                run_quietly(model, batch, index, self.forward)
             outputs.append([call.output for call in calls])
             times.rounds.clear()  # they are measured once all is warm
         self._activations.forget()
@@ -259,7 +257,7 @@ class Run:
         for _ in range(_TIMED_RUNS):
             for model, times in zip(self._models, self._times, strict=True):
                 times.start_round()
-                run_quietly(model, batch, 0, self._forward)
+                run_quietly(model, batch, 0, self.forward)
         self._activations.rests = False
 
     @property
@@ -292,10 +290,9 @@ class Run:
                 expected = float_weights(node)
                 yield name, (expected, quantized_weights(real.node))
         if self._inventory.untraced is not None:
-            reference, quantized = self._raw
             for name in self._inventory.matches:
-                expected = weights_of_module(reference.get_submodule(name))
-                yield name, (expected, weights_of_kernel(quantized.get_submodule(name)))
+                expected = weights_of_module(self._inventory.model.get_submodule(name))
+                yield name, (expected, weights_of_kernel(self.converted.get_submodule(name)))
 
 
 def _weight_fidelity(
