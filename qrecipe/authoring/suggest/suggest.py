@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -74,16 +74,16 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         hint = "suggest a recipe for the float model that it was made from"
         raise UnsupportedError.of("QR335", f"this model {quantized}", hint=hint)
-    reasons: list[str] = []
+    case = _Case(model, inputs, num_batches)
     try:
-        subject = whole(model, inputs, num_batches)
+        subject = case.subject(in_graphs())
     except PlanError as error:
         if not isinstance(model, nn.Module) or error.findings[0].code == "QR307":
             raise
-        reasons.append(error.findings[0].message)
-        program = as_program(model, inputs, num_batches)
-        exported = None if program is None else _proven(model, inputs, program, reasons)
-        found = _of_parts(model, inputs, num_batches, reasons)
+        case.reasons.append(error.findings[0].message)
+        program = _as_program(case)
+        exported = None if program is None else _proven(case, program)
+        found = _of_parts(case)
         if found is None or found.share < MOST:
             found = _better(found, exported)
         if found is None:
@@ -94,8 +94,24 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
         hint = "`qrecipe plan builtin:x86-static` shows what each operation can be, and why"
         message = "nothing in this model has a quantized kernel as fast as float"
         raise UnsupportedError.of("QR335", message, hint=hint)
-    found = _proven(model, inputs, subject, reasons)
-    return _told(found or _of_parts(model, inputs, num_batches, reasons) or planned)
+    return _told(_proven(case, subject) or _of_parts(case) or planned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A model and what it is called with; ``reasons`` say what was tried in vain."""
+
+    model: nn.Module
+    inputs: Inputs
+    num_batches: int | None
+    reasons: list[str] = field(default_factory=list)
+
+    def subject(self, recipe: Recipe, roots: Sequence[str] = ()) -> Subject:
+        """The model as a recipe takes it. Raises ``PlanError`` if it cannot."""
+        inventory = inventory_of(self.model, recipe, self.inputs)
+        work = work_of(inventory.model, self.inputs)
+        of_sites = work_of_sites(inventory.model, inventory, work.places)
+        return Subject(inventory, work, of_sites, tuple(roots), num_batches=self.num_batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +133,13 @@ def _told(proposal: _Proposal) -> str:
     return proposal.text
 
 
-def _of_parts(
-    model: nn.Module, inputs: Inputs, num_batches: int | None, reasons: list[str]
-) -> _Proposal | None:
+def _of_parts(case: _Case) -> _Proposal | None:
     """The first proposal that works and covers most of the work, else the one that covers most."""
     found: list[_Proposal] = []
-    for subject in parts(model, inputs, num_batches):
-        proposal = _proven(model, inputs, subject, reasons)
+    for subject in _parts(case):
+        proposal = _proven(case, subject)
         if proposal is None and len(subject.roots) > 1:
-            proposal = _of_some_roots(model, inputs, subject, reasons)
+            proposal = _of_some_roots(case, subject)
         if proposal is not None:
             found.append(proposal)
             if proposal.share >= MOST:
@@ -138,39 +152,35 @@ def _better(*proposals: _Proposal | None) -> _Proposal | None:
     return max(filter(None, proposals), key=lambda each: each.share, default=None)
 
 
-def _proven(
-    model: nn.Module, inputs: Inputs, subject: Subject, reasons: list[str]
-) -> _Proposal | None:
-    """The first scheme with which the model is quantized; why others are not joins ``reasons``."""
+def _proven(case: _Case, subject: Subject) -> _Proposal | None:
+    """The first scheme with which the model is quantized; why others are not joins the reasons."""
     for scheme in schemes(subject):
-        told = replace(subject, reasons=tuple(reasons))
+        told = replace(subject, reasons=tuple(case.reasons))
         proposal = _settled(told, scheme)
         if proposal is None:
             continue
+        recipe = parse_recipe(proposal.text)
         try:
             with unwarned():
-                quantize(model, parse_recipe(proposal.text), [inputs.batch], progress=False)
+                quantize(case.model, recipe, [case.inputs.batch], progress=False)
         except QRecipeError as error:
             where = f" with roots {', '.join(subject.roots)}" if subject.roots else ""
-            reasons.append(f"{scheme}{where}: {error.findings[0].message}")
+            case.reasons.append(f"{scheme}{where}: {error.findings[0].message}")
         else:
-            recipe = parse_recipe(proposal.text)
-            found = tuple(remedies(model, inputs, recipe, proposal.plan))
+            found = tuple(remedies(case.model, case.inputs, recipe, proposal.plan))
             return _settled(replace(told, remedies=found), scheme) if found else proposal
     return None
 
 
-def _of_some_roots(
-    model: nn.Module, inputs: Inputs, subject: Subject, reasons: list[str]
-) -> _Proposal | None:
+def _of_some_roots(case: _Case, subject: Subject) -> _Proposal | None:
     """A proposal with those roots that work alone."""
 
     def only(roots: Sequence[str]) -> _Proposal | None:
         try:
-            chosen = of_roots(model, inputs, roots, subject.num_batches)
+            chosen = case.subject(in_graphs(roots), roots)
         except PlanError:
             return None
-        return _proven(model, inputs, chosen, reasons)
+        return _proven(case, chosen)
 
     roots = [root for root in subject.roots if only([root]) is not None]
     return only(roots) if roots else None
@@ -212,49 +222,26 @@ def _plan_and_refusals(
     return _plan_and_refusals(inventory, values, {**refused, **more})
 
 
-def whole(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subject:
-    """The model in one graph. Raises ``PlanError`` if it cannot be."""
-    inventory = inventory_of(model, in_graphs(), inputs)
-    return _subject(inventory, inputs, num_batches, ())
-
-
-def parts(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Iterator[Subject]:
+def _parts(case: _Case) -> Iterator[Subject]:
     """What is left of a model that cannot be taken as a whole, the better first."""
     try:
-        work = work_of(model, inputs)
+        work = work_of(case.model, case.inputs)
     except PlanError:  # it does not run at all
         return
     by_convolutions = work.convolution_share >= FEW_CONVOLUTIONS
     for traced in (by_convolutions, not by_convolutions):
         with suppress(PlanError):
             if not traced:
-                yield _subject(inventory_of(model, by_modules(), inputs), inputs, num_batches, ())
-            elif roots := traceable_parts(model, inputs):
-                yield of_roots(model, inputs, roots, num_batches)
+                yield case.subject(by_modules())
+            elif roots := traceable_parts(case.model, case.inputs):
+                yield case.subject(in_graphs(roots), roots)
 
 
-def as_program(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subject | None:
+def _as_program(case: _Case) -> Subject | None:
     """The model as a program of torch.export, if it can be one and has enough convolutions."""
     try:
-        if work_of(model, inputs).convolution_share < FEW_CONVOLUTIONS:
+        if work_of(case.model, case.inputs).convolution_share < FEW_CONVOLUTIONS:
             return None
-        inventory = inventory_of(model, in_programs(), inputs)
+        return replace(case.subject(in_programs()), executor="pt2e")
     except PlanError:
         return None
-    return replace(_subject(inventory, inputs, num_batches, ()), executor="pt2e")
-
-
-def of_roots(
-    model: nn.Module, inputs: Inputs, roots: Sequence[str], num_batches: int | None
-) -> Subject:
-    """Some parts of the model. Raises ``PlanError`` if they cannot be quantized."""
-    inventory = inventory_of(model, in_graphs(roots), inputs)
-    return _subject(inventory, inputs, num_batches, tuple(roots))
-
-
-def _subject(
-    inventory: Inventory, inputs: Inputs, num_batches: int | None, roots: tuple[str, ...]
-) -> Subject:
-    work = work_of(inventory.model, inputs)
-    of_sites = work_of_sites(inventory.model, inventory, work.places)
-    return Subject(inventory, work, of_sites, roots, num_batches=num_batches)
