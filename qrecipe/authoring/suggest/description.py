@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
+from qrecipe.authoring.suggest.schemes import MOST, Scheme, Subject
 from qrecipe.errors.text import counted
 from qrecipe.model.altered_modules import alteration
 from qrecipe.planning.plan import Plan

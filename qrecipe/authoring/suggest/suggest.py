@@ -13,6 +13,9 @@ from qrecipe.authoring.suggest.description import description
 from qrecipe.authoring.suggest.float_rules import MASKED, refusals, rules_of_float_sites
 from qrecipe.authoring.suggest.schemes import (
     FEW_CONVOLUTIONS,
+    MOST,
+    Scheme,
+    Subject,
     by_modules,
     in_graphs,
     in_programs,
@@ -20,7 +23,6 @@ from qrecipe.authoring.suggest.schemes import (
     values_for,
     with_rules,
 )
-from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
 from qrecipe.authoring.suggest.transforms import remedies
 from qrecipe.errors.findings import PlanError, QRecipeError, UnsupportedError
 from qrecipe.errors.warn import warn

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from qrecipe.authoring.suggest.delicate import NORMS
-from qrecipe.authoring.suggest.subject import Remedy
+from qrecipe.authoring.suggest.schemes import Remedy
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.call import Inputs
 from qrecipe.planning.plan import Plan
