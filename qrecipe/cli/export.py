@@ -69,9 +69,7 @@ def export(
         own = {"--executor": executor is not None, "--target-cpu": target_cpu != "this"}
         _refuse(own, "a stored model keeps what it was quantized for")
     else:
-        _refuse(
-            {"--constants": constants != "{}"}, "a recipe takes those of the example inputs"
-        )
+        _refuse({"--constants": constants != "{}"}, "a recipe takes those of the example inputs")
     from qrecipe.artifact.export import targets
     from qrecipe.artifact.export.program import Sizes
     from qrecipe.artifact.export.stored import Stored
@@ -90,9 +88,7 @@ def export(
         check_outputs({"--out": str(file)}, force=force)
     set_threads(threads)
     with user_code(plugin) as code:
-        check_outputs(
-            {"--out": output}, [source] if is_stored else files_of(source), force=force
-        )
+        check_outputs({"--out": output}, [source] if is_stored else files_of(source), force=force)
         made: targets.Source
         if is_stored:
             with user_output():
