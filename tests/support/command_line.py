@@ -47,6 +47,7 @@ def deeper():
     return Deeper().eval(), torch.rand(2, 3, 8, 8)
 """
 STATIC = "builtin:x86-static"
+DYNAMIC = "builtin:x86-dynamic"
 NET = ("--model", "net_of_tests.py:factory")
 DEEPER = ("--model", "net_of_tests.py:deeper")
 
