@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-import random
-import warnings
 
 import pytest
 import torch
-from differential import snapshot
-from nets import NETS, UNTRACEABLE
+from nets import NETS
 from plans import net_of
 from runs import silent
 from shares import every
@@ -18,19 +14,9 @@ from torch import nn
 from tuning import FEW, base, cancelling, closeness, full_loss, in_float_time, tuned
 
 import qrecipe
-from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate
-from qrecipe.authoring.tune.trials import ModelBench
-from qrecipe.authoring.tune.trying import Trying
-from qrecipe.errors.findings import (
-    CalibrationError,
-    ExecutionError,
-    QRecipeError,
-    QRecipeWarning,
-    RecipeError,
-)
-from qrecipe.measure.turns import Latency
+from qrecipe.errors.findings import QRecipeWarning
 
 pytestmark = pytest.mark.usefixtures("only_sites")
 
@@ -198,107 +184,6 @@ def test_no_trial_starts_after_the_time_but_the_first(monkeypatch):
     assert result.stopped == "seconds"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_drop": -0.1},
-        {"max_drop": math.nan},
-        {"max_drop": math.inf},
-        {"max_drop": "0.1"},
-        {"max_drop": None},
-        {"max_drop": True},
-        {"max_trials": 0},
-        {"max_trials": 1.5},
-        {"max_trials": "3"},
-        {"max_trials": True},
-        {"max_seconds": 0},
-        {"max_seconds": math.nan},
-        {"max_seconds": "3"},
-        {"max_seconds": True},
-    ],
-)
-def test_bounds_that_make_no_sense_are_findings(options):
-    model, batches = cancelling()
-    with pytest.raises(ExecutionError, match="QR333"):
-        tuned(model, batches, closeness(model, batches), **options)
-
-
-@pytest.mark.parametrize(
-    ("evaluate", "code"),
-    [
-        (lambda model: math.nan, "QR330"),
-        (lambda model: math.inf, "QR330"),
-        (lambda model: "good", "QR423"),
-        (lambda model: 1 / 0, "QR423"),
-    ],
-)
-def test_an_evaluation_without_a_number_is_a_finding(evaluate, code):
-    model, batches = cancelling()
-    with pytest.raises(ExecutionError, match=code):
-        tuned(model, batches, evaluate)
-
-
-def test_a_candidate_whose_accuracy_is_no_number_is_a_failed_trial():
-    model, batches = cancelling()
-    values = iter([1.0, 0.5, math.nan])
-    with pytest.warns(QRecipeWarning, match="QR219"):
-        result = tuned(model, batches, lambda model: next(values), max_trials=2)
-    assert result.trials[1].metric is None
-    assert result.trials[1].error == "evaluate returns no finite number"
-    assert "failed" in str(result)
-    assert result.metric == 0.5
-
-
-def failing_at(call, evaluate):
-    calls = []
-
-    def failing(model):
-        calls.append(0)
-        if len(calls) == call:
-            raise RuntimeError("out of memory")
-        return evaluate(model)
-
-    return failing
-
-
-def test_an_evaluation_that_fails_for_one_candidate_is_a_failed_trial_and_the_search_goes_on():
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    loss = full_loss(model, batches, evaluate)
-    result = tuned(model, batches, failing_at(4, evaluate), max_drop=loss / 2)
-    assert [trial.error is None for trial in result.trials[:4]] == [True, True, False, True]
-    assert "evaluate failed: RuntimeError: out of memory" in result.trials[2].error
-    assert "out of memory" in str(result)
-    assert result.float_sites == ("c",)
-
-
-def test_an_evaluation_that_fails_before_any_trial_was_through_is_an_error():
-    model, batches = cancelling()
-    evaluate = failing_at(2, closeness(model, batches))
-    with pytest.raises(ExecutionError, match=r"QR423.*out of memory"):
-        tuned(model, batches, evaluate)
-
-
-def test_an_evaluation_that_is_noise_reaches_no_budget(monkeypatch):
-    model, batches = cancelling()
-    # no metric depends on the candidate, so that none has to be made
-    monkeypatch.setattr("qrecipe.authoring.tune.trying.simulate", lambda model, *_, **__: model)
-    draw = random.Random(0)
-    reached = 0
-    for _ in range(10):
-        values = iter([1.0, *(0.97 + draw.gauss(0, 0.005) for _ in range(40))])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", QRecipeWarning)
-            result = tuned(model, batches, lambda _, values=values: next(values), max_drop=0.02)
-        within = any(trial.within for trial in result.trials)
-        reached += result.reached
-        if within and len(result.trials) > 1 and not result.reached:
-            assert "the evaluation is noisy" in str(result)
-            assert result.metric == result.trials[-1].metric < 0.98
-            assert result.distance == pytest.approx(0.98 - result.metric)
-    assert reached < 3
-
-
 def test_what_the_recipe_itself_leaves_float_is_named():
     model, batches = cancelling()
     recipe = base('[rules.module_name]\n"a" = "float"\n[rules.function]\nsub = "float"\n')
@@ -337,93 +222,6 @@ def test_the_figures_hold_no_minus_zero():
     assert "-0" not in str(result)
 
 
-def test_labelled_batches_are_told_of_before_anything_is_evaluated():
-    model, batches = cancelling()
-    labelled = [(batch, torch.zeros(32)) for batch in batches]
-    with pytest.raises(CalibrationError, match="QR402"):
-        tuned(model, labelled, lambda model: pytest.fail("evaluated"))
-
-
-def test_forward_and_batches_that_come_once_are_taken():
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    result = tuned(
-        model,
-        ((batch, torch.zeros(32)) for batch in batches),
-        evaluate,
-        max_drop=full_loss(model, batches, evaluate) / 2,
-        forward=lambda net, batch: net(batch[0]),
-    )
-    assert result.float_sites == ("c",)
-
-
-def test_the_callers_model_stays_as_it_was():
-    model, batches = cancelling()
-    before = snapshot(model)
-    evaluate = closeness(model, batches)
-    tuned(model, batches, evaluate, max_drop=full_loss(model, batches, evaluate) / 2)
-    assert snapshot(model) == before
-
-
-def test_a_model_in_training_mode_is_evaluated_in_eval_mode():
-    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)).train()
-    seen = []
-    with pytest.warns(QRecipeWarning, match="QR202"):
-        tuned(model, [torch.randn(4, 6)] * 3, lambda m: seen.append(m.training) or 1.0)
-    assert seen == [False, False]
-    assert model.training
-
-
-def test_a_recipe_for_training_is_tuned_without_and_stays_one():
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    recipe = qrecipe.parse_recipe(
-        f'format = 1\nextends = "builtin:x86-static"\nphase = "qat"\n{FEW}'
-    )
-    loss = full_loss(model, batches, evaluate)
-    result = tuned(model, batches, evaluate, recipe, max_drop=loss / 2)
-    assert result.float_sites == ("c",)
-    assert result.recipe.phase == "qat"
-
-
-def test_a_model_that_cannot_be_traced_is_tuned_module_by_module():
-    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
-    evaluate = closeness(model, batches)
-    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "builtin:x86-dynamic"\n{FEW}')
-    whole = qrecipe.quantize(model, recipe, batches, progress=silent)
-    result = tuned(model, batches, evaluate, recipe, max_drop=-evaluate(whole) / 2)
-    assert result.reached
-    assert 0 < len(result.float_sites) < 3
-
-
-def test_a_model_without_floating_outputs_is_ranked_by_the_evaluation():
-    torch.manual_seed(0)
-    model = net_of(
-        lambda self, x: self.b(torch.relu(self.a(x))).argmax(1),
-        a=nn.Linear(8, 32),
-        b=nn.Linear(32, 10),
-    )
-    batches = [torch.randn(64, 8) for _ in range(3)]
-    expected = [model(batch) for batch in batches]
-
-    def agreement(other):
-        return (
-            sum(
-                float((other(b) == e).float().mean())
-                for b, e in zip(batches, expected, strict=True)
-            )
-            / 3
-        )
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", QRecipeWarning)
-        result = tuned(model, batches, agreement, max_drop=0.0)
-    assert result.trials[0].metric < 1
-    reasons = [rule.reason for rule in result.recipe.rules if rule.tier == "module_name"]
-    assert all("instead of 1 when quantized alone" in reason for reason in reasons)
-    assert len(result.trials) > 1
-
-
 def test_the_result_is_written_as_a_file_that_extends_its_base(tmp_path):
     model, batches = cancelling()
     (tmp_path / "pyproject.toml").touch()
@@ -440,90 +238,3 @@ def test_the_result_is_written_as_a_file_that_extends_its_base(tmp_path):
     document = json.loads(result.to_json())
     assert document["float_sites"] == ["c"]
     assert qrecipe.parse_recipe(document["recipe"]).fingerprint == saved.fingerprint
-
-
-def test_errors_of_the_recipe_as_it_is_are_the_callers():
-    model, batches = cancelling()
-    recipe = base('[rules.module_name]\n"nowhere" = "float"\n')
-    with pytest.raises(QRecipeError, match="QR301"):
-        tuned(model, batches, closeness(model, batches), recipe)
-
-
-def test_a_search_where_nothing_is_quantized_says_so():
-    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    model = nn.Sequential(nn.TransformerEncoder(layer, 1)).eval()
-    model[0].register_forward_hook(lambda module, args, output: None)
-    with pytest.warns(QRecipeWarning, match="QR221 nothing is quantized"):
-        result = qrecipe.tune(
-            model, "builtin:x86-dynamic", [torch.rand(2, 5, 16)], lambda net: 1.0, progress=silent
-        )
-    assert "Reached: 1 with nothing quantized." in result.notes
-    assert [each["code"] for each in json.loads(result.to_json())["warnings"]] == ["QR221"]
-
-
-def slow_in_int8(model, batches, name):
-    """What each site of a model takes, had one a kernel that is slow in int8."""
-    sites = qrecipe.plan(model, base(), batches[0]).sites
-    slow, usual = {"int8": 9e-3}, {"int8": 1e-4}
-    prices = (SitePrice(s.name, 4e-4, 4e-4, **(slow if s.name == name else usual)) for s in sites)
-    return Costs(tuple(prices), ())
-
-
-def test_a_site_that_is_slow_in_int8_is_left_float_too_with_both_reasons(monkeypatch):
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    loss = full_loss(model, batches, evaluate)
-    costs = slow_in_int8(model, batches, "c")
-    monkeypatch.setattr(ModelBench, "_priced", lambda *args: costs)
-    result = tuned(model, batches, evaluate, max_drop=loss / 2)
-    assert result.float_sites == ("c",)
-    (rule,) = [rule for rule in result.recipe.rules if rule.tier == "module_name"]
-    assert rule.reason.startswith("int8 is 22 times slower here: 9 against 0.4 ms; ")
-    assert "dB when quantized alone" in rule.reason
-    assert len(result.trials) == 3  # the recipe as it is, this, and this again
-
-
-def times_as_long(factor):
-    return Latency.of([1.0] * 5, [float(factor)] * 5)
-
-
-@pytest.mark.parametrize("factors", every(2, [(2, 3), (0.5, 0.5), (2, 1), (1, 2)]))
-def test_a_recipe_that_is_slower_than_float_both_times_is_called_so(monkeypatch, factors):
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    loss = full_loss(model, batches, evaluate)
-    again = iter((*[factors[0]] * 2, factors[1]))  # the recipe as it is, the best, and that again
-    monkeypatch.setattr(Trying, "_latency", lambda *args: times_as_long(next(again)))
-    monkeypatch.setattr(ModelBench, "_priced", lambda *args: slow_in_int8(model, batches, "c"))
-    result = tuned(model, batches, evaluate, max_drop=loss / 2)
-    is_said = "It is slower than the float model here: 3 times its time" in "\n".join(result.notes)
-    assert result.is_slower is is_said is (min(factors) > 1)
-    assert "slower" not in result.recipe.description
-    assert json.loads(result.to_json())["is_slower"] is is_said
-
-
-def test_each_point_of_the_front_is_written_as_a_recipe(monkeypatch, tmp_path):
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    loss = full_loss(model, batches, evaluate)
-    latencies = iter(range(1, 100))  # each trial slower than the one before
-    monkeypatch.setattr(Trying, "_latency", lambda *args: times_as_long(next(latencies)))
-    result = tuned(model, batches, evaluate, max_drop=loss / 2)
-    assert len(result.front) > 1
-    result.save_front(tmp_path / "front")
-    names = [f"{number}.toml" for number in range(1, len(result.front) + 1)]
-    assert sorted(path.name for path in (tmp_path / "front").iterdir()) == names
-    for name, trial in zip(names, result.front, strict=True):
-        recipe = qrecipe.load_recipe(tmp_path / "front" / name)
-        assert {r.key for r in recipe.rules if r.tier == "module_name"} == trial.candidate.floats
-        assert f"{trial.metric + 0.0:.6g} in {trial.latency:.6g} of the float" in recipe.description
-    with pytest.raises(RecipeError, match=r"QR001.*is not empty"):
-        result.save_front(tmp_path / "front")
-
-
-def test_latency_is_measured_unless_the_model_is_made_for_another_cpu():
-    model, batches = cancelling()
-    evaluate = closeness(model, batches)
-    assert tuned(model, batches, evaluate, max_drop=1e9).trials[0].latency > 0
-    other = tuned(model, batches, evaluate, max_drop=1e9, target_cpu="vnni")
-    assert other.trials[0].latency is None

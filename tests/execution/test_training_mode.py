@@ -14,9 +14,7 @@ from torch.nn.utils.prune import l1_unstructured
 from training import db, fake_quants, qat_recipe, trained
 
 import qrecipe
-from qrecipe.errors.findings import (
-    PlanError,
-)
+from qrecipe.errors.findings import PlanError
 
 
 class Dropping(nn.Module):

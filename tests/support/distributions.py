@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
+
+from qrecipe.observers import loading
+from qrecipe.registry import table as registered
 
 OBSERVER = """
 import qrecipe
@@ -36,3 +42,18 @@ def install(
     (info / "entry_points.txt").write_text("".join([f"[{group}]\n", *lines]))
     for module, source in modules.items():
         (site / f"{module}.py").write_text(source)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder of installed distributions; what they register is forgotten afterwards."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(loading, "_failed", {})
+    before, modules = registered.snapshot(), set(sys.modules)
+    yield folder
+    registered.restore(before)
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

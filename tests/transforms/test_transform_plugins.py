@@ -1,11 +1,9 @@
 """Transforms of plugins: their contract, and what a recipe that names one is in every other way."""
 
 import json
-import sys
 
 import pytest
 import torch
-from distributions import install
 from plans import recipe
 from pydantic import BaseModel, Field
 from torch import nn
@@ -15,7 +13,6 @@ import qrecipe
 from qrecipe.authoring.lock.check import check_lock
 from qrecipe.authoring.lock.file import make_lock, write_lock
 from qrecipe.cli.app import app
-from qrecipe.observers import loading
 from qrecipe.recipe.json_schema import recipe_schema
 from qrecipe.registry import table as registered
 from qrecipe.registry.builtin import TRANSFORMS, signature
@@ -462,63 +459,3 @@ def test_list_and_schema_have_the_transforms(doubled):
     properties = recipe_schema()["definitions"]["TransformTable"]["properties"]
     assert set(properties) == {"equalize", "smooth", "doubled"}
     assert set(properties["doubled"]["properties"]) == {"enabled", "times", "layers"}
-
-
-# --- installed plugins
-
-
-_MODULE = """
-import qrecipe
-
-@qrecipe.register_transform("tidy")
-class Tidy(qrecipe.Transform):
-    def apply(self, model, context):
-        pass
-"""
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(loading, "_failed", {})
-    yield folder
-    for name in [each for each in sys.modules if each.startswith("acme_")]:
-        del sys.modules[name]
-
-
-def test_a_claimed_name_is_known_and_imported_by_the_plan_alone(site):
-    install(site, "acme", {"transform.tidy": "acme_tidy"}, acme_tidy=_MODULE)
-    settings = recipe("[transform.tidy]\nenabled = true")
-    assert "acme_tidy" not in sys.modules
-    assert "tidy" in recipe_schema()["definitions"]["TransformTable"]["properties"]
-    plan = qrecipe.plan(_net(), settings, ROWS[0])
-    assert plan.steps == (qrecipe.Step("tidy", 0.0),)
-    converted = qrecipe.quantize(_net(), settings, ROWS)
-    assert qrecipe.provenance(converted).versions["acme"] == "1.0"
-
-
-def test_a_broken_plugin_is_named_at_the_table(site):
-    broken = _MODULE.replace("pass", "model.register_buffer('x', None)\n        1 / 0")
-    install(site, "acme", {"transform.tidy": "acme_tidy"}, acme_tidy=broken)
-    settings = recipe("[transform.tidy]\nenabled = true")
-    with pytest.raises(qrecipe.PluginError) as caught:
-        qrecipe.plan(_net(), settings, ROWS[0])
-    (finding,) = caught.value.findings
-    assert finding.code == "QR150"
-    assert finding.location.line == 4
-    assert "acme 1.0" in finding.message
-
-
-def test_an_argument_that_the_class_rejects_is_found_by_the_plan(site):
-    rejecting = _MODULE.replace(
-        "    def apply",
-        "    def __init__(self, at: int = 1):\n        if at > 1: raise ValueError('too far')\n"
-        "    def apply",
-    )
-    install(site, "acme", {"transform.tidy": "acme_tidy"}, acme_tidy=rejecting)
-    with pytest.raises(qrecipe.UnsupportedError, match=r"QR311.*too far"):
-        qrecipe.plan(_net(), recipe("[transform.tidy]\nat = 2"), ROWS[0])
-    with pytest.raises(qrecipe.UnknownNameError, match="QR105"):
-        qrecipe.plan(_net(), recipe("[transform.tidy]\nto = 2"), ROWS[0])
