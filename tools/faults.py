@@ -16,7 +16,10 @@ from random import Random
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-import faults
+from faults import Tally
+from file_faults import full_disks, killed_searches, kills, kinds
+from long_runs import many_batches, repeats
+from memory_faults import out_of_memory, small_memory
 
 KILLS = 30
 FULL_DISKS = 30
@@ -27,31 +30,31 @@ REPEATS = 200
 SUBJECTS = ["kills", "disks", "memory", "runs"]
 
 
-def subjects(share: float, random: Random) -> dict[str, Callable[[faults.Tally], None]]:
+def subjects(share: float, random: Random) -> dict[str, Callable[[Tally], None]]:
     """What is tried, each at a share of its full number."""
 
     def times(number: int) -> int:
         return max(1, round(number * share))
 
-    def kills(tally: faults.Tally) -> None:
-        faults.killed_searches(times(KILLS), random, tally)
-        for kind in faults.kinds():
-            faults.kills(kind, times(KILLS), random, tally)
+    def killed(tally: Tally) -> None:
+        killed_searches(times(KILLS), random, tally)
+        for kind in kinds():
+            kills(kind, times(KILLS), random, tally)
 
-    def disks(tally: faults.Tally) -> None:
-        for kind in faults.kinds():
-            faults.full_disks(kind, times(FULL_DISKS), random, tally)
+    def disks(tally: Tally) -> None:
+        for kind in kinds():
+            full_disks(kind, times(FULL_DISKS), random, tally)
 
-    def memory(tally: faults.Tally) -> None:
+    def memory(tally: Tally) -> None:
         for net in ("residual", "mlp"):
-            faults.out_of_memory(net, times(FAILING_CALLS), random, tally)
-        faults.small_memory(times(LITTLE_MEMORY), random, tally)
+            out_of_memory(net, times(FAILING_CALLS), random, tally)
+        small_memory(times(LITTLE_MEMORY), random, tally)
 
-    def runs(tally: faults.Tally) -> None:
-        faults.many_batches(max(20, times(BATCHES)), tally)
-        faults.repeats(max(6, times(REPEATS)), tally)
+    def runs(tally: Tally) -> None:
+        many_batches(max(20, times(BATCHES)), tally)
+        repeats(max(6, times(REPEATS)), tally)
 
-    return {"kills": kills, "disks": disks, "memory": memory, "runs": runs}
+    return {"kills": killed, "disks": disks, "memory": memory, "runs": runs}
 
 
 def main() -> int:
@@ -63,7 +66,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # a fork has no other threads
     print(f"seed {arguments.seed}; Python {sys.version.split()[0]}, torch {torch.__version__}")
-    tally = faults.Tally()
+    tally = Tally()
     for name, attempt in subjects(arguments.share, Random(arguments.seed)).items():
         if name in arguments.only:
             attempt(tally)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from random import Random
 
-import faults
 import pytest
 import torch
+from faults import FEW_BATCHES, Tally
+from long_runs import many_batches, resident
+from memory_faults import ALLOCATOR, out_of_memory
 from nets import NETS
 from places import ROOT
 from torch import fx, nn
@@ -36,14 +38,14 @@ def test_a_file_is_whole_whatever_stops_its_writing():
 
 
 def test_lack_of_memory_is_said_at_every_call_and_nothing_else_changes():
-    tally = faults.Tally()
-    faults.out_of_memory("mlp", 12, Random(7), tally)
+    tally = Tally()
+    out_of_memory("mlp", 12, Random(7), tally)
     assert tally.failures == []
     (end,) = tally.ends
     assert end.endswith("QR407")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(faults.ALLOCATOR)])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(ALLOCATOR)])
 def test_a_model_that_gets_no_memory_is_not_blamed_for_it(error):
     class Greedy(nn.Sequential):
         def forward(self, x):
@@ -66,28 +68,28 @@ def test_another_error_of_a_model_stays_the_models():
 
 
 def test_no_batch_is_kept_by_calibration():
-    tally = faults.Tally()
-    faults.many_batches(40, tally)
+    tally = Tally()
+    many_batches(40, tally)
     assert tally.failures == []
 
 
 def test_the_source_of_a_graph_goes_with_the_graph_and_others_stay():
     others = fx.symbolic_trace(nn.ReLU())
-    faults.resident()  # collects what earlier tests left
+    resident()  # collects what earlier tests left
     net = NETS["mlp"]
-    made = [qrecipe.quantize(net.model(), faults.FEW_BATCHES, net.batches(2), progress=False)]
+    made = [qrecipe.quantize(net.model(), FEW_BATCHES, net.batches(2), progress=False)]
     mine = type(made[0]).forward.__code__.co_filename
     assert linecache.getlines(mine)
     for _ in range(2):
-        qrecipe.quantize(net.model(), faults.FEW_BATCHES, net.batches(2), progress=False)
-        faults.resident()
+        qrecipe.quantize(net.model(), FEW_BATCHES, net.batches(2), progress=False)
+        resident()
     before = len(linecache.cache)
     assert linecache.getlines(mine), "its graph is still there"
     made.clear()
-    faults.resident()
+    resident()
     for _ in range(2):
-        qrecipe.quantize(net.model(), faults.FEW_BATCHES, net.batches(2), progress=False)
-        faults.resident()
+        qrecipe.quantize(net.model(), FEW_BATCHES, net.batches(2), progress=False)
+        resident()
     assert not linecache.getlines(mine)
     assert len(linecache.cache) < before + 5
     assert linecache.getlines(type(others).forward.__code__.co_filename)
