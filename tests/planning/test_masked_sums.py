@@ -123,8 +123,15 @@ def test_quantizing_tells_of_a_mask_in_the_first_batch_and_suggest_leaves_its_su
     assert qrecipe.plan(hybrid, suggested, inputs)["rest:add"].verdict == "float"
 
 
-@pytest.mark.parametrize("executor", ["fx", "pt2e"])
-@pytest.mark.parametrize("phase", ["ptq", "qat"])
+@pytest.mark.parametrize(
+    ("phase", "executor"),
+    [
+        ("ptq", "pt2e"),
+        ("qat", "fx"),
+        pytest.param("ptq", "fx", marks=pytest.mark.slow),
+        pytest.param("qat", "pt2e", marks=pytest.mark.slow),
+    ],
+)
 def test_calibration_tells_of_a_mask_that_only_later_batches_have(phase, executor):
     net = Attention().eval()
     head = f'executor = "{executor}"\nphase = "{phase}"'

@@ -39,7 +39,7 @@ def worst_difference(output, reference):
     return -float((output - reference).abs().max())
 
 
-@pytest.mark.parametrize("name", every(5, sorted(NETS)))
+@pytest.mark.parametrize("name", every(10, sorted(NETS)))
 def test_a_ranking_in_pieces_is_that_of_one_process_to_the_bit(monkeypatch, name):
     monkeypatch.setattr(steps, "_AT_ONCE", 2)
     net = NETS[name]

@@ -48,8 +48,8 @@ class Refusing(AtOnce):
 @pytest.mark.parametrize(
     ("dying", "measure"),
     [
-        (Dying, {"metric": worst}),
         (Refusing, {}),
+        pytest.param(Dying, {"metric": worst}, marks=pytest.mark.slow),
         pytest.param(Dying, {"evaluate": norm}, marks=pytest.mark.slow),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from executors import AtOnce, Dying, LastFirst
 from runs import silent
+from shares import every
 from tuning import base, cancelling, closeness, full_loss, in_float_time, tuned
 
 import qrecipe
@@ -47,7 +48,7 @@ def outcome(result):
     return trials, result.recipe.to_toml(), result.ranking
 
 
-@pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", every(3, [2, 1, 4]))
 def test_a_search_on_workers_makes_the_same_trials(tmp_path, job, whole, workers):
     model, batches, evaluate, options = job
     log = tmp_path / "log.json"

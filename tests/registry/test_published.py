@@ -10,6 +10,7 @@ from nets import NETS, Mlp
 from plans import ROWS
 from recipe_files import BASE, findings_of, install, load, write
 from runs import silent
+from shares import every
 from typer.testing import CliRunner
 
 import qrecipe
@@ -130,7 +131,7 @@ def test_each_report_on_a_model_names_the_publisher_as_text_and_as_json(top, mea
     ]
 
 
-@pytest.mark.parametrize("measured", [compared, drifted, ranked, tuned])
+@pytest.mark.parametrize("measured", every(2, [compared, drifted, ranked, tuned]))
 def test_a_report_on_a_recipe_of_the_users_own_names_no_publisher(top, measured):
     (top / "own.toml").write_text(PLAIN)
     net = NETS["mlp"]

@@ -115,8 +115,15 @@ def test_the_float_function_stays_to_the_bit_and_the_model_as_it_was(case, by):
     assert not {id(p) for p in changed.parameters()} & {id(p) for p in net.parameters()}
 
 
-@pytest.mark.parametrize("by", ["activations", "weights"])
-@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+@pytest.mark.parametrize(
+    ("by", "executor"),
+    [
+        ("activations", "fx"),
+        ("weights", "pt2e"),
+        pytest.param("weights", "fx", marks=pytest.mark.slow),
+        pytest.param("activations", "pt2e", marks=pytest.mark.slow),
+    ],
+)
 def test_channels_of_different_range_are_quantized_as_if_they_had_one(by, executor):
     net = _linear()
     factors = _spread(net[0])

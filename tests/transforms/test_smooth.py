@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from corpus import missing, torchvision
 from plans import net_of, recipe
+from shares import every
 from torch import nn
 
 import qrecipe
@@ -149,8 +150,15 @@ def test_the_float_function_stays_to_the_bit_and_the_model_as_it_was(forward, ex
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("base", ["builtin:x86-static-minmax", "builtin:x86-dynamic"])
-@pytest.mark.parametrize("forward", [_before, _after])
+@pytest.mark.parametrize(
+    ("forward", "base"),
+    [
+        (_before, "builtin:x86-dynamic"),
+        (_after, "builtin:x86-static-minmax"),
+        pytest.param(_before, "builtin:x86-static-minmax", marks=pytest.mark.slow),
+        pytest.param(_after, "builtin:x86-dynamic", marks=pytest.mark.slow),
+    ],
+)
 def test_a_large_channel_no_longer_takes_the_whole_range(forward, base, executor):
     net, head = _block(forward), f'executor = "{executor}"'
     rules = FLOAT_NORMS if forward is _after and "static" in base else ""
@@ -433,7 +441,7 @@ def test_one_alpha_and_a_list_of_one_are_the_same_recipe():
     assert again.transform == _smooth("[0.5, 0.7]").transform
 
 
-@pytest.mark.parametrize("first", ["equalize", "smooth"])
+@pytest.mark.parametrize("first", every(2, ["smooth", "equalize"]))
 def test_channels_are_equalized_before_they_are_smoothed_whatever_the_file_says(first):
     tables = {
         "equalize": '[transform.equalize]\nby = "weights"\n',

@@ -6,6 +6,7 @@ import pytest
 import torch
 from plans import recipe
 from pydantic import BaseModel, Field
+from shares import every
 from torch import nn
 from typer.testing import CliRunner
 
@@ -325,7 +326,7 @@ def _compared(reference, converted):
 
 
 @pytest.mark.parametrize("executor", ["fx", pytest.param("pt2e", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("more", ["", "[transform.equalize]\nby = 'weights'"])
+@pytest.mark.parametrize("more", every(2, ["[transform.equalize]\nby = 'weights'", ""]))
 def test_the_float_model_itself_is_compared_but_for_what_a_plugin_moved(doubled, executor, more):
     net = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), *_net()).eval()
     settings = _doubled(f"times = 4.0\n{more}", head=f'executor = "{executor}"')
