@@ -24,6 +24,7 @@ from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.model.remedies import Remedy, remedy
 from qrecipe.model.unfit import all_finite, check_is_model
 from qrecipe.process.memory import failing_as
+from qrecipe.process.state import random_numbers_kept
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of the caller's loader."""
@@ -177,6 +178,21 @@ def batches_digest(batches: Iterable[Any]) -> str:
     for index, batch in enumerate(limited(batches)):
         digest.update(_batch_digest(batch, index))
     return digest.hexdigest()
+
+
+def steady_digest(batches: Iterable[Any], limit: int | None) -> str:
+    """A digest of so many batches, or "" for those that it cannot tell from others.
+
+    A loader that shuffles gives others each time, so a loader is read twice.
+    """
+    try:
+        with random_numbers_kept():
+            first = batches_digest(limited(batches, limit))
+            if isinstance(batches, Sequence):
+                return first
+            return first if batches_digest(limited(batches, limit)) == first else ""
+    except ExecutionError:
+        return ""
 
 
 def _batch_digest(batch: Any, index: int) -> bytes:

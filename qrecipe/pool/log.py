@@ -100,14 +100,15 @@ def log_path(resume: str | os.PathLike[str]) -> Path:
 def open_pieces(resume: str | os.PathLike[str], owner: Owner, kind: Any) -> PieceLog[Any]:
     """The log at a path, or a new one, of values of this type.
 
-    A last line that was not written whole is dropped. Raises ``ExecutionError`` if the log belongs
-    to something else (QR331), is not a log or cannot be written (QR332).
+    A last line that was not written whole is dropped, even if it is the first. Raises
+    ``ExecutionError`` if the log belongs to something else (QR331), is not a log or cannot be
+    written (QR332).
     """
     path = log_path(resume)
     lines: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, kind], config=_NUMBERS)
     try:
         check_replaceable_file(path)
-        if not path.exists() or not path.stat().st_size:
+        if not path.exists() or _is_only_begun(path.read_bytes()):
             first = _HEAD.dump_json(_Head(1, owner)) + b"\n"
             replace_file(path, lambda stream: stream.write(first))
         with path.open("r+b") as file:
@@ -119,6 +120,14 @@ def open_pieces(resume: str | os.PathLike[str], owner: Owner, kind: Any) -> Piec
     except (OSError, ValueError) as error:
         raise unusable(path, "cannot be used", why_not(error)) from None
     return PieceLog(path, {key: value for each in found for key, value in each.items()}, lines)
+
+
+_START = b'{"format":1,"owner":'
+
+
+def _is_only_begun(content: bytes) -> bool:
+    """Whether a log holds nothing: it is empty, or its first line was not written whole."""
+    return b"\n" not in content and _START.startswith(content[: len(_START)])
 
 
 def _parsed(kind: TypeAdapter[_Value], line: bytes, path: Path, number: int) -> _Value:

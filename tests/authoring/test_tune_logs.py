@@ -9,10 +9,12 @@ import pytest
 import torch
 from shares import every
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from tuning import base, cancelling, closeness, full_loss, in_float_time, tuned
 
 from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.errors.findings import ExecutionError, QRecipeWarning
+from qrecipe.execution.batches import steady_digest
 from qrecipe.model.digest import model_digest
 from qrecipe.planning import target_cpu as target
 
@@ -219,7 +221,7 @@ def log_of(float_metric="0", cost=COST, trial=TRIAL):
 
 
 DAMAGED = {
-    "empty": "",
+    "blank": "\n",
     "a list": "[]",
     "no keys": "{}",
     "another format": '{"format": 1}',
@@ -239,6 +241,32 @@ DAMAGED = {
 def placed(text, values):
     """The text for the search that these values are of."""
     return text.replace("OWNER", json.dumps(values["owner"]))
+
+
+def test_the_log_of_other_batches_is_refused_and_an_empty_one_is_begun(tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    log = tmp_path / "log.json"
+    log.touch()
+    tuned(model, batches, evaluate, max_drop=1e9, resume=log)
+    tuned(model, iter(batches), evaluate, max_drop=1e9, resume=log)
+    for others in (batches[:2], [2 * batch for batch in batches]):
+        with pytest.raises(ExecutionError, match=r"QR331 .* a search for other batches"):
+            tuned(model, others, evaluate, max_drop=1e9, resume=log)
+
+
+def test_batches_that_differ_each_time_they_are_read_are_not_compared():
+    images = TensorDataset(torch.arange(64.0).view(32, 2))
+    shuffled, in_order = (DataLoader(images, 8, shuffle=each) for each in (True, False))
+    assert steady_digest(shuffled, 100) == ""
+    assert steady_digest([lambda: 0], 100) == ""  # that has no digest
+    assert steady_digest(in_order, 100) == steady_digest(list(in_order), 100) != ""
+    assert steady_digest(in_order, 2) == steady_digest(list(in_order)[:2], 100)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    steady_digest(shuffled, 100)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_what_is_no_trial_log_is_a_finding(tmp_path):

@@ -340,6 +340,19 @@ def test_what_is_no_log_of_pieces_is_a_finding_and_stays(tmp_path, finished, kin
     assert log.read_bytes() == text
 
 
+@pytest.mark.parametrize("size", [0, 1, 30, -1])
+def test_a_log_of_which_only_a_torn_first_line_is_there_is_begun_anew(tmp_path, finished, size):
+    data = finished[3]
+    first = data[: data.index(b"\n") + 1]
+    log = tmp_path / "log"
+    log.write_bytes(first[:size])
+    owner = Owner("a ranking", json.loads(first)["owner"]["digests"], {})
+    assert open_pieces(log, owner, float).kept == {}
+    assert log.read_bytes().endswith(b"}\n")
+    log.write_bytes(first[:20] + b"\n")
+    refused(lambda: open_pieces(log, owner, float), "QR332")
+
+
 def test_a_log_that_cannot_be_written_is_a_finding_before_anything_is_measured(tmp_path):
     (model, batches), metric = job(1), Metric()
     for place in (tmp_path, tmp_path / "none" / "log"):

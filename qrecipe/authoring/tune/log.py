@@ -129,12 +129,16 @@ def again(fingerprint: str) -> str:
     return f"{fingerprint} again"
 
 
-def search_owner(recipe: Recipe, model: nn.Module, target_cpu: TargetCpu) -> Owner:
-    """What the accuracy of trials depends on, apart from data and evaluation."""
+def search_owner(recipe: Recipe, model: nn.Module, target_cpu: TargetCpu, batches: str) -> Owner:
+    """What the accuracy of trials depends on, apart from evaluation; batches by their digest."""
     vnni = "with VNNI" if target_has_vnni(target_cpu) else "without VNNI"
     return Owner(
         "a search",
-        {"another recipe": recipe.fingerprint, "another model": model_digest(model)},
+        {
+            "another recipe": recipe.fingerprint,
+            "another model": model_digest(model),
+            "other batches": batches,
+        },
         {"torch": torch.__version__, "qrecipe": _version.__version__, "a CPU": vnni},
     )
 
@@ -142,8 +146,8 @@ def search_owner(recipe: Recipe, model: nn.Module, target_cpu: TargetCpu) -> Own
 def open_log(resume: str | os.PathLike[str] | None, owner: Owner) -> TrialLog:
     """The log at a path, or a new one.
 
-    Raises ``ExecutionError`` if it belongs to another recipe, model or environment (QR331), is not
-    a log or cannot be written (QR332).
+    Raises ``ExecutionError`` if it belongs to another recipe, model, environment or other batches
+    (QR331), is not a log or cannot be written (QR332).
     """
     path = None if resume is None else log_path(resume)
     new = TrialLog(path=path, format=3, owner=owner, float_metric=None, estimates={}, trials=[])
@@ -151,9 +155,10 @@ def open_log(resume: str | os.PathLike[str] | None, owner: Owner) -> TrialLog:
         return new
     try:
         check_replaceable_file(path)
-        if not path.exists():
+        content = path.read_bytes() if path.exists() else b""
+        if not content:
             return new
-        log = TrialLog.model_validate_json(path.read_bytes())
+        log = TrialLog.model_validate_json(content)
     except ValidationError as error:
         raise unusable(path, "is not a trial log", first_problem(error)) from None
     except (OSError, ValueError) as error:

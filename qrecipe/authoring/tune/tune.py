@@ -23,7 +23,14 @@ from qrecipe.authoring.tune.trying import Trying, accuracy, as_calibrated
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek, rereadable
+from qrecipe.execution.batches import (
+    Forward,
+    inputs_of_batch,
+    limited,
+    peek,
+    rereadable,
+    steady_digest,
+)
 from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_sites import Inventory
@@ -77,6 +84,7 @@ def tune(
         max_seconds: no trial is started after that; a running one is finished.
         target_cpu: as for `qrecipe.compile`; trials are evaluated as they compute on that CPU.
         resume: a log that is written after each trial; if it exists, the search resumes from it.
+            The batches are read once or twice more for it.
         pool: workers that try candidates, any ``concurrent.futures.Executor``, some of them before
             the search asks for them. The trials are the same, measured times apart. See
             `qrecipe.Pool`.
@@ -97,7 +105,8 @@ def tune(
     inventory, planned = _planned(model, base, held, forward)
     unjudged_sites(planned, target_cpu)  # before anything is measured
     started = time.monotonic()
-    log = open_log(resume, search_owner(base, given, target_cpu))
+    read = "" if resume is None else steady_digest(held, base.calibration.max_batches)
+    log = open_log(resume, search_owner(base, given, target_cpu, read))
     show = chosen_progress(progress, "tuning")
     trying = Trying(model, base, evaluate, forward, target_cpu)
     float_metric = _float_metric(model, evaluate, log)
