@@ -10,7 +10,6 @@ import os
 import pickle
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -27,6 +26,7 @@ from qrecipe.model.kept import PRIVATE
 from qrecipe.model.nested import map_tensors
 from qrecipe.observers.loading import registered_for
 from qrecipe.planning.cpu import cpu_name
+from qrecipe.pool.folder import own_folder
 from qrecipe.pool.workers import Factory
 from qrecipe.process.threads import TorchSettings
 from qrecipe.recipe.recipe import Recipe
@@ -89,12 +89,11 @@ def sent(
 ) -> Iterator[tuple[Parcel, int]]:
     """The parcel, and the number of batches in it; its files are there inside the ``with``.
 
-    They are in a new folder of ``tempfile``, which only this user may read. Raises
-    ``ExecutionError`` (QR426) if something cannot be pickled.
+    Raises ``ExecutionError`` (QR426) if something cannot be pickled.
     """
-    with tempfile.TemporaryDirectory(prefix="qrecipe-pool-") as folder:
+    with own_folder() as folder:
         packed, made = _packed_work(work, factory)
-        file = Path(folder, "batches")
+        file = folder / "batches"
         blobs = tuple(_written(file, batches))
         contents = Contents(
             environment(),
@@ -106,7 +105,7 @@ def sent(
             blobs,
         )
         data = pickle.dumps(contents)
-        path = Path(folder, "work")
+        path = folder / "work"
         path.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         yield Parcel(str(path), digest, TorchSettings.here()), len(blobs)
