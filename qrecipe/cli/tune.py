@@ -31,7 +31,8 @@ def suggest(
             "--batches",
             min=1,
             metavar="N",
-            help="Number of calibration batches; few batches call for another observer.",
+            help="How many calibration batches you have, which are not read; few call for another "
+            "observer.",
         ),
     ] = None,
     output: options.Out = None,
