@@ -109,10 +109,10 @@ from qrecipe.rules.structure import Operation as Operation
 from qrecipe.terminal.progress import Progress as Progress
 from qrecipe.transforms.base import Transform as Transform
 from qrecipe.transforms.base import TransformContext as TransformContext
+from qrecipe.transforms.contract import register_transform as register_transform
 from qrecipe.transforms.record import Spread as Spread
 from qrecipe.transforms.record import Transformation as Transformation
 from qrecipe.transforms.record import transformation as transformation
-from qrecipe.transforms.registration import register_transform as register_transform
 from qrecipe.transforms.transform import transform as transform
 
 __all__: list[str]

@@ -113,15 +113,11 @@ class CompiledRecipe(ShortRepr):
         calibrate_checking(prepared, batches, forward, progress, self._prove)
         return prepared
 
-    def _prove(self, samples: Mapping[str, Sample]) -> bool:
-        """Prove what was not yet proven, by calls of the prepared parts where there are any.
-
-        Returns whether they show that samples do not change each other's results.
-        """
-        if self._unproven is None:
-            return False
-        calls = {path: Example(each.inputs, each.output) for path, each in samples.items()}
-        return prove_by_call(self._unproven, calls)
+    def _prove(self, samples: Mapping[str, Sample]) -> None:
+        """Prove what was not yet proven, by calls of the prepared parts where there are any."""
+        if self._unproven is not None:
+            calls = {path: Example(each.inputs, each.output) for path, each in samples.items()}
+            prove_by_call(self._unproven, calls)
 
     def _prepared(self) -> nn.Module:
         """As `prepare`, but right after the model was compiled, and sharing tensors with it."""

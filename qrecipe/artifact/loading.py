@@ -14,7 +14,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
 from qrecipe.artifact.rebuilding import Constants, rebuilt
-from qrecipe.artifact.tensors import DTYPES
+from qrecipe.artifact.saving import DTYPES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line

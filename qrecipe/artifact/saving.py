@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.artifact.container import (
+    DType,
     Entry,
     header_bytes,
     path_of,
@@ -22,7 +23,6 @@ from qrecipe.artifact.container import (
     write_tensors,
 )
 from qrecipe.artifact.metadata import Contents, Origin, contents_of, needs_of, texts_of
-from qrecipe.artifact.tensors import DTYPE_NAMES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
@@ -38,6 +38,22 @@ from qrecipe.model.architecture import graph_digests
 from qrecipe.model.digest import memory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
+
+DTYPES: dict[DType, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""torch's dtypes by their safetensors names."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @neutral

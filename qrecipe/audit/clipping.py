@@ -115,12 +115,11 @@ def clipping_of(
     batches: int,
     candidates: Mapping[fx.GraphModule, Candidates],
     first: Mapping[str, Sample],
-    are_apart: bool,
 ) -> Clipping:
     """What the calibrated ranges clip, and its cost where that is high.
 
     Observers that are called several times per batch are left to `joined_ranges` and
-    `around_roots`. ``are_apart`` tells that samples are known not to change each other's results.
+    `around_roots`.
     """
     seen = _seen(parts.values(), averages, batches)
     costs = [
@@ -128,7 +127,7 @@ def clipping_of(
         for path, part in parts.items()
         if part in candidates
         and (farthest := candidates[part].farthest())
-        and (cost := _cost(part, seen, first[path], farthest, are_apart))
+        and (cost := _cost(part, seen, first[path], farthest))
     ]
     averaging = [averages[observer] for observer in seen if observer in averages]
     narrow = any(average.is_narrow() for average in averaging)
@@ -197,17 +196,16 @@ def _cost(
     seen: Mapping[ObserverBase, Extremes],
     first: Sample,
     farthest: Call,
-    are_apart: bool,
 ) -> Cost | None:
     """What the ranges cost; None unless "minmax" would be much better."""
     as_calibrated = {observer: observer for _, observer in static_observers(part)}
     few = farthest.sample.extremes()
-    hinted = None if few is None else side_by_side_db(part, as_calibrated, few, are_apart)
+    hinted = None if few is None else side_by_side_db(part, as_calibrated, few)
     if hinted is not None and not hinted < GOOD_DB + _MARGIN_DB:
         return None
     wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
     if few is not None and hinted is not None:
-        wider = side_by_side_db(part, wide, few, are_apart)
+        wider = side_by_side_db(part, wide, few)
         if wider is not None and not _is_costly(hinted, wider, _MARGIN_DB):
             return None
     reached = rounded_db(part, as_calibrated, farthest.sample)

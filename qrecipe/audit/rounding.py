@@ -34,26 +34,24 @@ def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
     return math.nan if value is None else value
 
 
-def side_by_side_db(
-    part: fx.GraphModule, ranging: Ranging, sample: Sample, are_apart: bool
-) -> float | None:
-    """As `rounded_db`; None if samples do not stay apart.
+def side_by_side_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float | None:
+    """As `rounded_db`; None if samples change each other's results.
 
-    If that is not known, copies that are not rounded show it in the same run.
+    Copies that are not rounded show that in the same run.
     """
-    size, plain = sample.inputs.batch_size, 0 if are_apart else 1
+    size = sample.inputs.batch_size
     if size is None:
         return None
     try:
-        copies = sample.inputs.taken(torch.arange(size).repeat(plain + 1))
+        copies = sample.inputs.taken(torch.arange(size).repeat(2))
         with torch.no_grad():
-            output = _Rounded(part, ranging, plain * size).run(*bind(part, part, copies))
+            output = _Rounded(part, ranging, size).run(*bind(part, part, copies))
         first = map_tensors(lambda x: x[:size], output)
         last = map_tensors(lambda x: x[-size:], output)
     except Exception as error:
         raise_lack_of_memory(error)
         return None
-    if plain and difference(sample.output, first) is not None:
+    if difference(sample.output, first) is not None:
         return None
     value = output_sqnr_db(sample.output, last)
     return math.nan if value is None else value

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.deployment.job import Job, for_calibration
-from qrecipe.deployment.race import race
 from qrecipe.deployment.result import PLACEHOLDERS, Bench, BenchRow
 from qrecipe.deployment.verdict import distances, verdict_of, verdict_of_float
 from qrecipe.deployment.ways import WAYS, Made, Way, commands
@@ -29,6 +29,7 @@ from qrecipe.measure.profile.report import Conditions
 from qrecipe.measure.sensitivity.scores import number
 from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.measure.turns import Seconds, Speed
+from qrecipe.model.call import Inputs
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.process import ranks
 from qrecipe.process.memory import raise_lack_of_memory
@@ -224,3 +225,35 @@ def _as_fast(
         is_other = row.time is not None and not row.findings and row != fastest
         if is_other and not Speed.of(times[row.title], times[fastest.title]).is_slower:
             yield row.title
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+_WARM_UP = 3
+_LEAST_ROUNDS = 7
+_MOST_ROUNDS = 30
+_BUDGET = 20.0
+"""Seconds to spend beyond the least number of rounds."""
+
+
+def race(sessions: Mapping[Key, Session], inputs: Inputs, threads: int) -> dict[Key, Seconds]:
+    """The seconds of a call of each, round by round.
+
+    With one thread this is CPU time, which other load on the machine does not add to; several
+    threads share their work, and what counts is wall time.
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
+    found: dict[Key, list[float]] = {key: [] for key in sessions}
+    for _ in range(_WARM_UP):
+        for session in sessions.values():
+            session.run(inputs.cloned())
+    end = time.perf_counter() + _BUDGET
+    for done in range(_MOST_ROUNDS):
+        if done >= _LEAST_ROUNDS and time.perf_counter() > end:
+            break
+        for key, session in sessions.items():
+            given = inputs.cloned()  # some models write to their inputs
+            started = clock()
+            session.run(given)
+            found[key].append(clock() - started)
+    return {key: tuple(seconds) for key, seconds in found.items()}

@@ -6,29 +6,57 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
+from qrecipe._torch_ao import quiet
 from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.targets import TARGETS, Calibrated
 from qrecipe.artifact.export.targets import Name as Target
 from qrecipe.artifact.saving import save_quantized
-from qrecipe.deployment.float_files import onnx_content, pte_content
 from qrecipe.deployment.job import Job, Planned
 from qrecipe.deployment.sites import sites_alone
 from qrecipe.deployment.verdict import SitesAlone
 from qrecipe.measure.sizes import model_size
 from qrecipe.model.call import Inputs
 from qrecipe.planning.target_cpu import unjudged_sites
+from qrecipe.process.state import unheard
+from qrecipe.process.warnings import held_back
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import for_executorch
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
-from qrecipe.runtimes.onnx_nodes import in_integers
-from qrecipe.runtimes.session import Session
+from qrecipe.runtimes.executorch import MODULES
+from qrecipe.runtimes.session import Session, in_integers
 from qrecipe.runtimes.table import RUNTIMES, Name
+
+
+def onnx_content(model: nn.Module, inputs: Inputs) -> bytes:
+    """ONNX, as torch exports it."""
+    given = inputs.cloned()
+    with unheard(), held_back([("", Warning)]):
+        program = torch.onnx.export(
+            model, given.args, kwargs=dict(given.kwargs), dynamo=True, verbose=False
+        )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def pte_content(model: nn.Module, inputs: Inputs) -> bytes:
+    """ExecuTorch, with the float kernels of XNNPACK."""
+    exir, xnnpack, _ = map(import_module, MODULES)
+    given = inputs.cloned()
+    with unheard(), quiet(), held_back([("", Warning)]):
+        exported = torch.export.export(model, given.args, dict(given.kwargs))
+        partitioner = [xnnpack.XnnpackPartitioner()]
+        edge = exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
+        return bytes(edge.to_executorch().buffer)
+
 
 Precision = Literal["float", "int8"]
 

@@ -80,7 +80,7 @@ def calibrate(
             model, or that failed (QR409). The observers are restored.
         PluginError: an observer does not say how it merges with those of other ranks (QR157).
     """
-    calibrate_checking(prepared, batches, forward, progress, lambda samples: False)
+    calibrate_checking(prepared, batches, forward, progress, lambda samples: None)
 
 
 def calibrate_checking(
@@ -88,12 +88,9 @@ def calibrate_checking(
     batches: Iterable[Any],
     forward: Forward | None,
     progress: Progress | bool | None,
-    check: Callable[[Mapping[str, Sample]], bool],
+    check: Callable[[Mapping[str, Sample]], None],
 ) -> None:
-    """As `calibrate`; ``check`` is given the first call of each part after the first batch.
-
-    It tells whether that shows that samples do not change each other's results.
-    """
+    """As `calibrate`; ``check`` is given the first call of each part after the first batch."""
     state = prepared_state(prepared)
     parts = traced_parts(prepared)
     limit = ranks.share(state.calibration.max_batches)
@@ -108,7 +105,7 @@ def calibrate_checking(
         done, averages, candidates = observe(running, parts)
         _check_count(done, state.calibration)
         _check_ranges(parts.values())
-        clipping = clipping_of(parts, averages, done, candidates, state.samples, running.are_apart)
+        clipping = clipping_of(parts, averages, done, candidates, state.samples)
         state.batches, state.first_weight = done, first_weight(averages, done)
         state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
         few = done < FEW_BATCHES and observes(prepared)
@@ -120,15 +117,14 @@ def calibrate_checking(
         settle(_order_findings(state, clipping, few), state.lint.ignore)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Running:
     """A model and the batches of this rank that run through it."""
 
     prepared: nn.Module
     state: PreparedState
     feed: Feed
-    check: Callable[[Mapping[str, Sample]], bool]
-    are_apart: bool = False
+    check: Callable[[Mapping[str, Sample]], None]
 
     def first_time(self) -> Iterator[None]:
         """Run a batch in each step, and keep and check the first calls."""
@@ -136,7 +132,7 @@ class _Running:
             with _first_calls_kept(self.prepared, self.state) if index == 0 else nullcontext():
                 _run(self.prepared, batch, index, self.feed.forward)
             if index == 0:
-                self.are_apart = self.check(self.state.samples)
+                self.check(self.state.samples)
             yield
 
     def again(self) -> Iterator[None]:

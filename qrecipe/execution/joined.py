@@ -32,8 +32,10 @@ def joined(
 
     Raises ``ArtifactError`` (QR512) if torch cannot export the model.
     """
-    graphs = {path: part.graph_module for path, part in parts.items()}
-    whole = with_parts(around, {path: _Interpreted(each) for path, each in graphs.items()}).eval()
+    for part in parts.values():
+        mark_sites(part.graph_module)
+    graphs = {path: Interpreted(part.graph_module) for path, part in parts.items()}
+    whole = with_parts(around, graphs).eval()
     with torch.no_grad():
         output = inputs.cloned().call(whole)
         float_output = None if as_float is None else inputs.cloned().call(runnable_copy(as_float))
@@ -54,13 +56,12 @@ def mark_sites(graph_module: fx.GraphModule) -> None:
         node.meta["stack_trace"] = "" if site is None else f"{TRACE_PREFIX}{site}"
 
 
-class _Interpreted(nn.Module):
-    """Runs a graph node by node, so that operators keep the sites of their nodes."""
+class Interpreted(nn.Module):
+    """Runs a graph node by node, so that operators get the ``meta`` of their node."""
 
     def __init__(self, source: fx.GraphModule) -> None:
         super().__init__()
         self.source = source
-        mark_sites(source)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = bind(self.source, self.source, Inputs(args, kwargs))

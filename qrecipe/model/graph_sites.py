@@ -219,21 +219,15 @@ def prove(inventory: Inventory, inputs: Inputs) -> None:
         prove_whole(inventory.model, graphs, inputs)
 
 
-def prove_by_call(inventory: Inventory, calls: Mapping[str, Example]) -> bool:
+def prove_by_call(inventory: Inventory, calls: Mapping[str, Example]) -> None:
     """As `prove`, by a call of each part's prepared graph; it is run where that proves nothing.
 
-    Returns whether all calls had more samples, which did not change the results of the first.
     Raises ``PlanError`` like `rewrite_proof.prove_fused`.
     """
-    are_apart = True
     for part in inventory.parts:
         call = calls.get(part.path)
         if call is None or not is_proven_by(call, part.example):
             prove_fused(part.graph_module, inventory.model, part.path, part.example)
-            are_apart = False
-        elif call.inputs.batch_size == part.example.inputs.batch_size:
-            are_apart = False
-    return are_apart
 
 
 def _shape(match: Match, few: int | None, all_samples: int | None) -> tuple[int, ...] | None:

@@ -1,8 +1,8 @@
-"""What a file or a model is once a runtime has opened it."""
+"""What a file or a model is once a runtime has opened it, and the kernels that it reports."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,3 +67,24 @@ def arrays_for(inputs: Inputs, count: int) -> list[Any]:
 def tensors(found: Iterable[Any]) -> list[Tensor]:
     """Arrays as tensors that share their memory."""
     return [torch.from_numpy(array) for array in found]
+
+
+def in_integers(kernels: Sequence[Kernel], sites: Collection[str]) -> frozenset[str]:
+    """Those of the sites that kernels compute in integers."""
+    names = {name for kernel in kernels if kernel.is_integer for name in kernel.nodes}
+    return frozenset(site for name in names if (site := _site_of(name, sites)) is not None)
+
+
+_CONVERSION = "quantizelinear"
+"""Conversions are named after what they convert, and are no kernels of it."""
+
+
+def _site_of(name: str, sites: Collection[str]) -> str | None:
+    """Nodes are called ``site/Operator``, and runtimes add ``/MatMulAddFusion`` and the like."""
+    if _CONVERSION in name.lower():
+        return None
+    while name not in sites:
+        name, slash, _ = name.rpartition("/")
+        if not slash:
+            return None
+    return name

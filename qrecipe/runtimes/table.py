@@ -32,7 +32,9 @@ class Runtime:
     limited: Callable[[int], AbstractContextManager[None]] = lambda threads: nullcontext()
 
 
-def _needs(title: str, extra: str, *packages: str) -> Callable[[], None]:
+def needing(title: str, extra: str, *packages: str) -> Callable[[], None]:
+    """A check that raises ``QRecipeError`` (QR602) if a package of an extra is missing."""
+
     def check() -> None:
         missing = [name for name in packages if find_spec(name) is None]
         if missing:
@@ -58,12 +60,12 @@ RUNTIMES: Mapping[Name, Runtime] = MappingProxyType(
         ),
         "onnxruntime": Runtime(
             "ONNX Runtime",
-            _needs("ONNX Runtime", "onnx", "onnx", "onnxscript", "onnxruntime"),
+            needing("ONNX Runtime", "onnx", "onnx", "onnxscript", "onnxruntime"),
             onnxruntime.open_file,
         ),
         "openvino": Runtime(
             "OpenVINO",
-            _needs("OpenVINO", "openvino", "onnx", "onnxscript", "openvino"),
+            needing("OpenVINO", "openvino", "onnx", "onnxscript", "openvino"),
             openvino.open_file,
         ),
     }

@@ -1,11 +1,12 @@
-"""The contract of transforms, tried on a small model at registration and on every model later."""
+"""Names for transforms, and their contract: tried at registration and on every model later."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from qrecipe._torch_ao import quiet
@@ -14,6 +15,7 @@ from qrecipe.errors.text import first_line, one_line, shown
 from qrecipe.execution.calls import Feed
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import whole_copy
+from qrecipe.observers.registration import callers_module, decorator
 from qrecipe.planning.decide import make_plan
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.process.neutral import neutral
@@ -132,3 +134,21 @@ def _small_model() -> tuple[nn.Module, list[Tensor]]:
 
 def _said(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {first_line(error)}")[:_LONGEST_MESSAGE]
+
+
+_C = TypeVar("_C", bound=type)
+
+
+def register_transform(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
+    """Make a subclass of `Transform` available to recipes as ``[transform.name]``; a decorator.
+
+    The arguments that a recipe may give are those of ``__init__``, or of ``options``, a Pydantic
+    model that also validates them. The class is tried on a small model. Registering a class of the
+    same module and qualified name again replaces it.
+
+    Raises:
+        PluginError: the name is taken (QR151), or the class breaks the contract (QR150).
+    """
+    return decorator(
+        "transform", name, options, callers_module(), lambda cls: contract_findings(name, cls)
+    )

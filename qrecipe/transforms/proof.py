@@ -1,19 +1,27 @@
-"""The proof that a transform keeps what the float model computes."""
+"""The proof that a transform keeps what the float model computes, and what it moves inside."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from qrecipe.errors.warn import collected
 from qrecipe.execution.batches import Forward
-from qrecipe.execution.calls import calls_of
-from qrecipe.model.copies import runnable_copy
+from qrecipe.execution.calls import calls_of, run_quietly
+from qrecipe.execution.watched import Watched, watched_modules
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.digest import tensors_digest
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.nested import tensors_in
+from qrecipe.model.out_of_place import without_changes_in_place
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.recipe.recipe import Recipe
 
 
 def outputs_of(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
@@ -95,3 +103,42 @@ def changed_modules(before: Facts, after: Facts) -> tuple[str, ...]:
     """The modules of the tensors that have other numbers now, in order."""
     names = [name for name in before if before[name][2] != after[name][2]]
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+Results = Mapping[str, list[Tensor]]
+"""What each site gives, in all of its calls."""
+
+
+def results_of(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, batch: Any, forward: Forward | None
+) -> Results:
+    """What the sites of a float model give for a batch."""
+    with collected():  # the plan gives these warnings
+        inventory = inventory_of(model, recipe, inputs)
+    found: dict[str, list[Tensor]] = {name: [] for name in inventory.matches}
+    run_quietly(_watched(inventory, found), batch, 0, forward)
+    return found
+
+
+def _watched(inventory: Inventory, found: Mapping[str, list[Tensor]]) -> nn.Module:
+    def see(name: str, result: Any, seconds: float) -> None:
+        found[name].extend(tensors_in(result))
+
+    if inventory.untraced is not None:
+        return watched_modules(inventory.model, inventory.matches, see)
+    last = {match.nodes[-1]: name for name, match in inventory.matches.items()}
+
+    def see_node(node: fx.Node, result: Any, seconds: float) -> None:
+        if node in last:
+            see(last[node], result, seconds)
+
+    for part in inventory.parts:
+        without_changes_in_place(part.graph_module)
+    graphs = {part.path: Watched(part.graph_module, see_node) for part in inventory.parts}
+    return with_parts(inventory.model, graphs)
+
+
+def moved_sites(before: Results, after: Results, tolerance: float) -> tuple[str, ...]:
+    """The sites whose results differ by more than a tolerance, as in `difference`."""
+    differs = partial(difference, tolerance=tolerance)
+    return tuple(name for name in before if differs(before[name], after.get(name, [])))

@@ -27,8 +27,7 @@ from qrecipe.registry.builtin import TRANSFORMS
 from qrecipe.terminal.progress import Progress
 from qrecipe.transforms.base import Scaled, Transform, TransformContext
 from qrecipe.transforms.contract import applied
-from qrecipe.transforms.moved import Results, moved_sites, results_of
-from qrecipe.transforms.proof import difference, outputs_of
+from qrecipe.transforms.proof import Results, difference, moved_sites, outputs_of, results_of
 from qrecipe.transforms.record import Transformation, attach
 from qrecipe.transforms.recorded import untransformed
 

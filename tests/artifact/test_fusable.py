@@ -147,7 +147,7 @@ class Residual(nn.Module):
 def test_each_planned_layer_is_an_integer_kernel(model, executor, tmp_path):
     if executor == "pt2e":
         pytest.importorskip("torchao")
-    from qrecipe.runtimes.onnx_nodes import in_integers
+    from qrecipe.runtimes.session import in_integers
     from qrecipe.runtimes.table import RUNTIMES
 
     runtimes = [RUNTIMES[name] for name in ("onnxruntime", "openvino") if find_spec(name)]

@@ -15,8 +15,8 @@ from torch import nn
 
 import qrecipe
 from qrecipe.deployment import verdict
+from qrecipe.deployment.bench import race
 from qrecipe.deployment.job import Job
-from qrecipe.deployment.race import race
 from qrecipe.deployment.sites import sites_alone
 from qrecipe.deployment.verdict import Distances, verdict_of, verdict_of_float
 from qrecipe.deployment.ways import WAYS, commands

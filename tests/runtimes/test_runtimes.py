@@ -17,8 +17,7 @@ from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.call import Inputs
 from qrecipe.runtimes import table
-from qrecipe.runtimes.onnx_nodes import in_integers
-from qrecipe.runtimes.session import Kernel
+from qrecipe.runtimes.session import Kernel, in_integers
 from qrecipe.runtimes.table import RUNTIMES, known_session
 
 pytestmark = pytest.mark.usefixtures("onnx_listed_once")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.onnx_check import file_findings, size_fault
 from qrecipe.artifact.export.onnx_names import name_batch, name_nodes, name_outputs
 from qrecipe.artifact.saving import text_of
-from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
+from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import settle
 from qrecipe.execution.batch_sizes import tried
@@ -40,14 +39,13 @@ from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
 from qrecipe.process.warnings import held_back
+from qrecipe.runtimes.table import needing
 
 OPSET = 20
 """Of the files; onnxruntime reads it from 1.17 on, and OpenVINO from 2024.0 on."""
 
 ANY_BATCH = "batch"
 """Inputs whose first sizes are free."""
-
-_PACKAGES = ("onnx", "onnxscript")
 
 
 @neutral
@@ -84,12 +82,7 @@ def export_onnx(
     write_onnx(found, origin_of(compiled), path, dynamic_shapes, ignore)
 
 
-def check_onnx() -> None:
-    """Raises ``QRecipeError`` (QR602) if a package of the extra ``onnx`` is missing."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
-        raise QRecipeError.of("QR602", text)
+check_onnx = needing("export to ONNX", "onnx", "onnx", "onnxscript")
 
 
 def write_onnx(

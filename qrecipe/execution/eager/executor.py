@@ -31,15 +31,6 @@ from qrecipe.process.memory import failing_as
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import LintTable
 
-__all__ = [
-    "compile",
-    "exportable_parts",
-    "isolated",
-    "realised_sites",
-    "rebuilt",
-    "traced_paths",
-]
-
 
 def compile(task: Task) -> Compiled:
     return Compiled((EagerPart(task.plan, task.model, task.inputs),))

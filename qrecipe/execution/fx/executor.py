@@ -25,9 +25,8 @@ from qrecipe.execution.fx.exportable import exportable
 from qrecipe.execution.fx.isolated import isolated
 from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, run_until_judgeable
 from qrecipe.execution.fx.recovered import recover
-from qrecipe.execution.fx.reference import explicit, held, make_judge
+from qrecipe.execution.fx.reference import check_conversion, explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
-from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Compiled, Exportable, Fault, Recorded, Task, check_exportable
 from qrecipe.execution.recorded import recorded_graphs

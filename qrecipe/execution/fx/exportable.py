@@ -1,20 +1,24 @@
-"""torch's decomposed conversion: plain functions, which exporters know."""
+"""torch's decomposed conversion: plain functions, which exporters know.
+
+Embeddings look up integers: their zero points are none. torch's decomposed conversion rounds each
+weight before it adds one, which is up to a step off, and ONNX has integer zero points only.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe._torch_fx import convert
+from qrecipe._torch_fx import ReferenceQuantizedModule, convert
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.execution.fx.convert import Configs, as_torch_prepared
-from qrecipe.execution.fx.embeddings import look_up_integers
-from qrecipe.execution.fx.reference import explicit, held
-from qrecipe.execution.fx.unrounded import check_conversion
+from qrecipe.execution.fx.reference import check_conversion, explicit, held
+from qrecipe.execution.packing import one_each
 from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.rewrite_proof import passing
@@ -43,7 +47,7 @@ def exportable(
     decomposed = _decomposed(prepared, configs)
     check_conversion(decomposed, prepared, Sample(inputs, float_output), plan.phase)
     explicit(decomposed)
-    look_up_integers(decomposed)
+    _look_up_integers(decomposed)
     _widen_ranges(decomposed)
     bound = bind(decomposed.eval(), prepared, inputs)
     return Exportable(decomposed, bound, _checked_output(decomposed, prepared, bound), float_output)
@@ -92,3 +96,48 @@ def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs
             ]
         )
     return output
+
+
+def _look_up_integers(decomposed: fx.GraphModule) -> None:
+    """Let embeddings look up the integers of the kernels, in place."""
+    for name, module in list(decomposed.named_modules()):
+        if not isinstance(module, ReferenceQuantizedModule) or not _has_float_zero_points(module):
+            continue
+        if isinstance(module, nn.Embedding):
+            decomposed.set_submodule(name, _Table(module))
+        else:  # sums of rows
+            module.table = _Table(module)
+            vars(module)["get_weight"] = module.table.all
+
+
+def _has_float_zero_points(module: Any) -> bool:
+    return bool(module.weight_qscheme == torch.per_channel_affine_float_qparams)
+
+
+class _Table(nn.Module):
+    """The integers of an embedding, with a scale and a zero point for each row."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, reference: Any) -> None:
+        super().__init__()
+        scale, zero_point = reference.weight_scale, reference.weight_zero_point
+        weight, kind = reference.weight.detach(), reference.weight_dtype
+        quantized = torch.quantize_per_channel(weight, scale, zero_point, 0, kind)
+        self.register_buffer("codes", one_each(quantized.int_repr(), weight.shape))
+        self.register_buffer("scale", scale.view(-1, 1))
+        self.register_buffer("zero_point", zero_point.view(-1, 1))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        codes = F.embedding(indices, self.codes).float()
+        return (codes - F.embedding(indices, self.zero_point)) * F.embedding(indices, self.scale)
+
+    def all(self) -> Tensor:
+        # an exporter would fold plain arithmetic into floats
+        grid = (self.scale.flatten(), torch.zeros(len(self.scale), dtype=torch.int64), 0, 0, 255)
+        steps: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.codes, *grid, torch.uint8
+        )
+        return steps - self.zero_point * self.scale

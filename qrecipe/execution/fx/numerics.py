@@ -23,7 +23,6 @@ from qrecipe.execution.fx.judgement import (
     saturation_findings,
     wrong_kernel_findings,
 )
-from qrecipe.execution.fx.reference import rounding_weights_fast
 from qrecipe.execution.fx.structure import reference_findings, structure_findings
 from qrecipe.execution.packing import Kinds
 from qrecipe.planning.plan import Plan
@@ -65,7 +64,7 @@ def run_on_head(reference: fx.GraphModule, sample: Sample) -> Proof:
 def run_on(sample: Sample, conversion: fx.GraphModule) -> Proof:
     """Run a conversion on the sample; it computes the same afterwards."""
     try:
-        with torch.no_grad(), quiet(), rounding_weights_fast(conversion):
+        with torch.no_grad(), quiet():
             output = sample.inputs.call(conversion)
     except Exception as error:
         raise_lack_of_memory(error)

@@ -2,7 +2,8 @@
 
 torch builds new reference modules from the float ones, and may forget to copy something. A
 reference that shares a bug with a kernel cannot judge it; and if the backend is only exported, the
-reference is the result.
+reference is the result. The same holds for whatever else conversion changes in a graph: only a run
+without rounding shows it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,23 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import ReferenceQuantizedModule
-from qrecipe.audit.sample import RIGHT_DB
+from qrecipe.audit.sample import RIGHT_DB, Sample
 from qrecipe.audit.sqnr import sqnr_db
+from qrecipe.errors.findings import AuditError
+from qrecipe.errors.text import first_line
 from qrecipe.execution.fx.emission import erase_marks
 from qrecipe.execution.packing import rows_at_once
 from qrecipe.model.addresses import site_of
+from qrecipe.model.call import bind
+from qrecipe.model.interpreter import Interpreter
+from qrecipe.model.nested import tensors_in
+from qrecipe.model.rewrite_proof import passing
+from qrecipe.model.same_graph import observes, same_calls
+from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.recipe.schema import Phase
 
 
 def make_judge(reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
@@ -102,7 +114,15 @@ def _padding_as(reference: nn.Module, own: nn.Module) -> Any:
 def _with_rounded_weight(
     own: nn.Module, weight: Tensor, reference: nn.Module, *args: Any, **kwargs: Any
 ) -> Any:
-    return functional_call(own, {"weight": quantized_weight(reference, weight)}, args, kwargs)
+    return functional_call(own, {"weight": _rounded(reference, weight)}, args, kwargs)
+
+
+def _rounded(module: Any, weight: Tensor) -> Tensor:
+    """A float weight as the reference module rounds its own, in a fifth of the time."""
+    if _has_one_integer_weight(module):
+        return _on_grid(weight.detach(), module)
+    rounded: Tensor = module.get_weight()
+    return rounded
 
 
 def _check(
@@ -131,27 +151,6 @@ def _check(
 _INTEGERS = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 
 
-@contextmanager
-def rounding_weights_fast(reference: nn.Module) -> Iterator[None]:
-    """Make reference modules round their weight by `quantized_weight` inside a ``with``.
-
-    torch's own quantize and dequantize per channel take five times as long, and a reference
-    module repeats them at every call.
-    """
-    patched: list[Any] = [
-        module
-        for module in reference.modules()
-        if isinstance(module, ReferenceQuantizedModule) and _has_one_integer_weight(module)
-    ]
-    for module in patched:
-        vars(module)["get_weight"] = partial(quantized_weight, module, module.weight)
-    try:
-        yield
-    finally:
-        for module in patched:
-            del vars(module)["get_weight"]
-
-
 def _has_one_integer_weight(module: Any) -> bool:
     """Recurrent modules have several weights, embeddings a floating zero point."""
     return (
@@ -159,14 +158,6 @@ def _has_one_integer_weight(module: Any) -> bool:
         and module.weight_dtype in _INTEGERS
         and module.weight_qscheme != torch.per_channel_affine_float_qparams
     )
-
-
-def quantized_weight(module: Any, weight: Tensor) -> Tensor:
-    """A float weight as the reference module rounds its own."""
-    if _has_one_integer_weight(module):
-        return _on_grid(weight.detach(), module)
-    rounded: Tensor = module.get_weight()
-    return rounded
 
 
 def _on_grid(weight: Tensor, module: Any) -> Tensor:
@@ -223,3 +214,86 @@ def explicit(reference: fx.GraphModule) -> fx.GraphModule:
     pad_explicitly(reference)
     erase_marks(reference)
     return reference
+
+
+_ROUNDING = ("quantize_per_", "dequantize")
+
+_FLIPPED = 0.001
+"""The share of results that a threshold may flip if sums differ in their last bits."""
+
+
+def check_conversion(
+    reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sample, phase: Phase
+) -> None:
+    """Check that a reference conversion equals its prepared model, except for rounding.
+
+    Where the graphs are not the same, they are run on ``sample``, which has inputs and outputs of
+    the prepared model. Its first samples can prove equality, but not disprove it: a model that
+    mixes samples needs all of them.
+
+    Raises ``AuditError`` (QR412) if they differ.
+    """
+    if same_calls(reference.graph, prepared.graph, _rounds, observes):
+        return
+    if phase == "qat":  # its fake-quants round
+        prepared = passing(prepared)
+        with torch.no_grad():
+            sample = Sample(sample.inputs, sample.inputs.cloned().call(prepared))
+    head = sample.head()
+    if head is not None and _difference(reference, prepared, head) is None:
+        return
+    found = _difference(reference, prepared, sample)
+    if found is not None:
+        raise AuditError.of(
+            "QR412",
+            f"torch's conversion changed more than the rounding: {found}",
+            hint="leave parts of the model float until it is right, and report the model",
+        )
+
+
+def _difference(reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sample) -> str | None:
+    expected = list(tensors_in(sample.output))
+    if any(x.is_floating_point() and x.dtype != torch.float32 for x in expected):
+        return None  # it ran under autocast, which `around_roots.dtype_findings` reports
+    run = _Unrounded(reference, prepared)
+    try:
+        with torch.no_grad(), quiet():
+            actual = run.run(*bind(reference, reference, sample.inputs.cloned()))
+    except Exception as error:
+        raise_lack_of_memory(error)
+        if _fails(reference, sample):
+            return None  # it fails with rounding too: the audit reports it
+        return f"without rounding it fails: {first_line(error)}"
+    return difference(expected, list(tensors_in(actual)), _FLIPPED)
+
+
+def _fails(reference: fx.GraphModule, sample: Sample) -> bool:
+    try:
+        with torch.no_grad(), quiet():
+            sample.inputs.cloned().call(reference)
+    except Exception as error:
+        raise_lack_of_memory(error)
+        return True
+    return False
+
+
+def _rounds(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "dequantize" or (node.target == "to" and torch.float16 in node.args)
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op == "call_function" and name.startswith(_ROUNDING)
+
+
+class _Unrounded(Interpreter):
+    """Runs a reference graph with the original float modules and without rounding."""
+
+    def __init__(self, reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
+        super().__init__(reference)
+        self._float_modules = dict(prepared.named_modules(remove_duplicate=False))
+
+    def run_node(self, n: fx.Node) -> Any:
+        return self.env[n.all_input_nodes[0]] if _rounds(n) else super().run_node(n)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module: nn.Module = self._float_modules.get(target) or self.fetch_attr(target)
+        return module(*args, **kwargs)

@@ -12,6 +12,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from qrecipe.errors.text import first_line
+from qrecipe.execution.joined import Interpreted
 from qrecipe.execution.pt2e.inputs import GUARDS, Expected, InputChecks
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs, bind
@@ -42,23 +43,12 @@ def captured(graph_module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     args = bind(source, source, of_several(inputs))
     try:
         with alone(), fx.traceback.preserve_node_meta():
-            program: Any = exported(_Interpreted(source), args, {}).module()
+            program: Any = exported(Interpreted(source), args, {}).module()
     except Exception as error:
         raise_lack_of_memory(error)
         hint = 'set executor = "fx", or leave the key out'
         raise unfit(f"torch cannot export the model: {first_line(error)}", hint) from error
     return _with_signature(program, source, args)
-
-
-class _Interpreted(nn.Module):
-    """Runs a graph node by node, so that operators get the ``meta`` of their node."""
-
-    def __init__(self, source: fx.GraphModule) -> None:
-        super().__init__()
-        self.source = source
-
-    def forward(self, *args: Any) -> Any:
-        return fx.Interpreter(self.source).run(*args)
 
 
 _PREFIX = "source."

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
+import torch
 from torch import fx, nn
 
 from qrecipe.audit.weights import looked_up
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Exportable, Realised, Recorded, Task, check_exportable
-from qrecipe.execution.pt2e.exportable import exportable
+from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.pt2e.operands import is_float, operands
 from qrecipe.execution.recorded import inputs_of, recorded_graphs
 from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
-from qrecipe.model.call import Inputs
+from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import own_value, with_parts
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.quantized import Became
 from qrecipe.planning.plan import Site
-
-__all__ = [
-    "compile",
-    "exportable_parts",
-    "isolated",
-    "realised_sites",
-    "rebuilt",
-    "traced_paths",
-]
 
 
 def check_installed() -> None:
@@ -110,4 +104,25 @@ def exportable_parts(
     recorded: Recorded, converted: Mapping[str, fx.GraphModule], inputs: Mapping[str, Inputs]
 ) -> Mapping[str, Exportable]:
     check_exportable(recorded.plan)
-    return {path: exportable(part, inputs[path]) for path, part in converted.items()}
+    return {path: _exportable(part, inputs[path]) for path, part in converted.items()}
+
+
+def _exportable(converted: fx.GraphModule, inputs: Inputs) -> Exportable:
+    """The program with one call of it, and with what it gives without rounding tensors.
+
+    The weights of that are rounded: those of the float model are not in a file.
+    """
+    args = bind(converted, converted, inputs)
+    with torch.no_grad():
+        output = inputs.cloned().call(converted)
+        as_float = _Unrounded(converted).run(*bind(converted, converted, inputs.cloned()))
+    return Exportable(with_plain_scales(converted), args, output, as_float)
+
+
+class _Unrounded(Interpreter):
+    """Runs a program whose tensors pass conversions as they are; weights are restored."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        is_of_tensor = is_conversion(n) and quantizes_tensor(n.all_input_nodes[0])
+        passes = quantizes_tensor(n) or is_of_tensor
+        return self.env[n.all_input_nodes[0]] if passes else super().run_node(n)
