@@ -20,7 +20,7 @@ from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
-from qrecipe.execution.executors import executor_of
+from qrecipe.execution.executors import traced_paths
 from qrecipe.execution.packing import detours
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.execution.repacking import keep_engines
@@ -83,7 +83,7 @@ def load_quantized(
 
 def _check_parts(stored: StoredModel) -> None:
     paths = tuple(part.path for part in stored.contents.architecture.parts)
-    if paths != executor_of(stored.plan.executor).traced_paths(stored.recipe.fx.roots):
+    if paths != traced_paths(stored.plan.executor, stored.recipe.fx.roots):
         what = f"contradicts its recipe: the parts are {', '.join(paths)}"
         raise problem("QR505", stored.header.file, what)
 
@@ -164,8 +164,7 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _S
 
     What was one object when saved is one object again.
     """
-    paths = [part.path for part in stored.contents.architecture.parts]
-    elsewhere = detours(converted, stored.plan.engines, paths)
+    elsewhere = detours(converted, stored.plan.engines)
     checks, shared = ValueChecks(converted), dict[str, Tensor]()
 
     def fill(slot: Slot, names: Iterable[str]) -> list[str]:

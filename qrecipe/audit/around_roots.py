@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -66,7 +66,7 @@ def around_findings(
 def dtype_findings(converted: nn.Module, samples: Mapping[str, Sample]) -> Iterator[Finding]:
     """Roots whose output has another dtype than before (QR412), for example under autocast."""
     for path, sample in samples.items():
-        before, after = map(_dtypes, _on_head(converted.get_submodule(path), sample))
+        before, after = map(_dtypes, _outputs(converted.get_submodule(path), sample))
         if before != after:
             yield Finding(
                 "QR412",
@@ -87,7 +87,7 @@ def call_findings(
     for path, samples in later.items():
         part = converted.get_submodule(path)
         calls = (first[path], *samples)
-        reached = [output_sqnr_db(*_on_head(part, sample)) for sample in calls]
+        reached = [output_sqnr_db(*_outputs(part, sample)) for sample in calls]
         judged = [db for db in reached if db is not None]
         if judged and min(judged) < JUDGEABLE_DB:
             listed = ", ".join("-" if db is None else f"{db:.0f}" for db in reached)
@@ -100,16 +100,9 @@ def call_findings(
             )
 
 
-def _on_head(part: nn.Module, sample: Sample) -> tuple[Any, Any]:
-    """The output for the first samples: that of before and that of now.
-
-    A part that is given the size of its batch as a number only takes the whole of it.
-    """
-    head = sample.head()
-    if head is not None:
-        with suppress(Exception):
-            return head.output, _run(part, head.inputs)
-    return sample.output, _run(part, sample.inputs)
+def _outputs(part: nn.Module, sample: Sample) -> tuple[Any, Any]:
+    """The output for the first samples: that of before and that of now."""
+    return sample.on_head(lambda own: (own.output, _run(part, own.inputs)))
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:

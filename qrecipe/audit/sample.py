@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +29,8 @@ CAUSE_DB = 20 * math.log10(2)
 HEAD_SAMPLES = 4
 """So many samples of the first batch usually prove a model; if not, the whole batch is used."""
 
+_Found = TypeVar("_Found")
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -45,6 +49,17 @@ class Sample:
         """The first samples with their part of the output; None if the output cannot be cut."""
         first = first_of(self.inputs, self.output, HEAD_SAMPLES)
         return None if first is None else Sample(*first)
+
+    def on_head(self, judge: Callable[[Sample], _Found]) -> _Found:
+        """What a function gives for the first samples, or for all of them if it needs them.
+
+        A model that is given the size of its batch as a number only takes the whole of it.
+        """
+        head = self.head()
+        if head is not None:
+            with suppress(Exception):
+                return judge(head)
+        return judge(self)
 
     def extremes(self) -> Sample | None:
         """The samples with the lowest and the highest output; None if they cannot be told."""

@@ -32,9 +32,6 @@ class Executor(Protocol):
     def realised_sites(self, converted: fx.GraphModule) -> Mapping[str, Realised]:
         """What each site of a converted graph became; one that conversion removed is missing."""
 
-    def traced_paths(self, roots: Sequence[str]) -> tuple[str, ...]:
-        """The paths of the parts that are graphs, given ``[fx] roots``."""
-
     def rebuilt(self, recorded: Recorded) -> nn.Module:
         """The converted model that the plan gave, with state of the right shapes and no meaning.
 
@@ -61,3 +58,8 @@ _EXECUTORS: Mapping[Name, Executor] = {"fx": graph_mode, "eager": eager, "pt2e":
 def executor_of(name: Name) -> Executor:
     """The executor of this name."""
     return _EXECUTORS[name]
+
+
+def traced_paths(name: Name, roots: Sequence[str]) -> tuple[str, ...]:
+    """The paths of the parts that are graphs with this executor, given ``[fx] roots``."""
+    return () if name == "eager" else tuple(roots) or ("",)

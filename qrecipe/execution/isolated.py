@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,18 @@ from torch import Tensor, fx, nn
 from qrecipe.errors.findings import AuditError
 from qrecipe.errors.text import first_line
 from qrecipe.model.nested import map_tensors
-from qrecipe.planning.plan import Site
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.patterns import leave_float
 
 Calibrate = Callable[[nn.Module], None]
 """Runs a prepared model on the batches that calibrate it."""
+
+
+def plan_of_one(only: Site, plan: Plan) -> Plan:
+    """The plan with all other sites float."""
+    as_float: dict[str, Any] = {"verdict": "float", "mode": None, "qconfig": None, "input": None}
+    sites = (each if each is only else replace(each, **as_float) for each in plan.sites)
+    return replace(plan, sites=tuple(sites))
 
 
 @dataclass(frozen=True, slots=True)

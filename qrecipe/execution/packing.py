@@ -6,7 +6,7 @@ is an integer weight with scales and zero points, and a bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,18 +234,22 @@ def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, st
             yield owner, "_packed_params", site
 
 
+def packed_in(converted: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """As `packed_sites`, of all graphs in a model."""
+    for module in converted.modules():
+        if isinstance(module, fx.GraphModule):
+            yield from packed_sites(module)
+
+
 def detours(
-    converted: nn.Module, engines: Mapping[str, Engine], paths: Iterable[str]
+    converted: nn.Module, engines: Mapping[str, Engine]
 ) -> dict[tuple[nn.Module, str], Engine]:
     """The packed weights of sites that run on another engine than the model's.
 
-    They are given by module and attribute; ``paths`` are those of the converted graphs, ``engines``
-    has the sites.
+    They are given by module and attribute; ``engines`` has the sites.
     """
-    found: dict[tuple[nn.Module, str], Engine] = {}
-    for path in paths:
-        graph_module: Any = converted.get_submodule(path)
-        for owner, name, site in packed_sites(graph_module):
-            if site in engines:
-                found[owner, name] = engines[site]
-    return found
+    return {
+        (owner, name): engines[site]
+        for owner, name, site in packed_in(converted)
+        if site in engines
+    }

@@ -7,14 +7,13 @@ slow. TorchScript does the same when a file is loaded, where nothing can be done
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.execution.engine import engine
-from qrecipe.execution.packing import packed_convolution, packed_sites
+from qrecipe.execution.packing import packed_convolution, packed_in, packed_sites
 from qrecipe.planning.convolution import Convolution
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.engines import is_wrong
@@ -137,8 +136,7 @@ def forget_calls(converted: nn.Module, plan: Plan) -> None:
     Their packed weights keep the kernel for the shape of the first input. For every other shape
     the kernel is prepared again in each call, which takes some 35 microseconds.
     """
-    graphs = (each for each in converted.modules() if isinstance(each, fx.GraphModule))
-    for owner, name, site in chain.from_iterable(map(packed_sites, graphs)):
+    for owner, name, site in packed_in(converted):
         packed, own = getattr(owner, name), plan.engines.get(site, plan.backend)
         is_convolution = str(packed._type().name()).startswith("Conv")
         # x86 uses it where the CPU has VNNI, for most shapes

@@ -35,20 +35,11 @@ class Compiled(nn.Module):
             return self._compiled(*args, **kwargs)
 
 
-class Package(nn.Module):
-    """A package that was compiled ahead of time."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self._loaded = torch._inductor.aoti_load_package(str(file))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._loaded(*args, **kwargs)
-
-
 def opened(source: nn.Module | Path, threads: int) -> ModuleSession:
     """A model, to be compiled when it first runs, or a package of AOTInductor."""
-    return ModuleSession(Package(source) if isinstance(source, Path) else Compiled(source))
+    if isinstance(source, Path):
+        return ModuleSession(torch._inductor.aoti_load_package(str(source)))
+    return ModuleSession(Compiled(source))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -60,13 +59,6 @@ def open_file(source: Path | bytes, threads: int) -> OnnxRuntimeSession:
     given = source if isinstance(source, bytes) else str(source)
     made = import_module("onnxruntime").InferenceSession(given, _options(threads), _PROVIDERS)
     return OnnxRuntimeSession(made, given)
-
-
-def known(value: object) -> OnnxRuntimeSession | None:
-    """The caller's own session; None for anything else."""
-    module = sys.modules.get("onnxruntime")
-    is_one = module is not None and isinstance(value, module.InferenceSession)
-    return OnnxRuntimeSession(value) if is_one else None
 
 
 def _options(threads: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,17 +47,11 @@ def open_file(source: Path | bytes, threads: int) -> OpenVinoSession:
         "INFERENCE_PRECISION_HINT": "f32",
         "ENABLE_CPU_PINNING": False,
     }
-    return _session(core.compile_model(model, "CPU", config))
+    return session_of(core.compile_model(model, "CPU", config))
 
 
-def known(value: object) -> OpenVinoSession | None:
-    """The caller's own compiled model; None for anything else."""
-    module = sys.modules.get("openvino")
-    is_one = module is not None and isinstance(value, module.CompiledModel)
-    return _session(value) if is_one else None
-
-
-def _session(compiled: Any) -> OpenVinoSession:
+def session_of(compiled: Any) -> OpenVinoSession:
+    """The session of a compiled model."""
     return OpenVinoSession(compiled, compiled.create_infer_request())
 
 

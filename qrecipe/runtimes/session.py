@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qrecipe.errors.text import counted
 from qrecipe.model.call import Inputs
@@ -38,9 +38,9 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModuleSession:
-    """A model that torch runs."""
+    """A model, or a package that is called like one, which torch runs."""
 
-    module: nn.Module
+    module: Any
 
     def run(self, inputs: Inputs) -> Any:
         with torch.no_grad():

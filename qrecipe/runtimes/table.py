@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -77,14 +78,15 @@ def known_session(value: object) -> tuple[str, Session] | None:
 
     Nothing is imported: whoever has a session has imported its runtime.
     """
-    for name, known in _KNOWN.items():
-        session = known(value)
-        if session is not None:
-            return RUNTIMES[name].title, session
+    for name, (kind, session_of) in _TYPES.items():
+        module = sys.modules.get(name)
+        if module is not None and isinstance(value, getattr(module, kind)):
+            return RUNTIMES[name].title, session_of(value)
     return None
 
 
-_KNOWN: Mapping[Name, Callable[[object], Session | None]] = {
-    "onnxruntime": onnxruntime.known,
-    "openvino": openvino.known,
+_TYPES: Mapping[Name, tuple[str, Callable[[Any], Session]]] = {
+    "onnxruntime": ("InferenceSession", onnxruntime.OnnxRuntimeSession),
+    "openvino": ("CompiledModel", openvino.session_of),
 }
+"""The runtimes' own types of sessions."""

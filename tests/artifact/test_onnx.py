@@ -28,6 +28,7 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
 )
 from qrecipe.execution.fx import exportable as decomposition
+from qrecipe.runtimes import table
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -303,7 +304,7 @@ def test_a_model_that_was_never_calibrated_is_refused(tmp_path):
 
 def test_a_missing_package_is_named(mlp, tmp_path, monkeypatch):
     compiled, model, _ = mlp
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(table, "find_spec", lambda name: None)
     with pytest.raises(QRecipeError, match=r"QR602.*onnx.*qrecipe\[onnx\]"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx, nn
 
@@ -15,7 +15,7 @@ from qrecipe.errors.findings import ArtifactError, ExecutionError
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.eager.scaled import give_scales, take_scales
 from qrecipe.execution.engine import engine
-from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
+from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, plan_of_one
 from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Recorded, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
@@ -38,10 +38,6 @@ def compile(task: Task) -> Compiled:
 
 def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
     return {}  # sites are modules here
-
-
-def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
-    return ()
 
 
 def rebuilt(recorded: Recorded) -> nn.Module:
@@ -154,10 +150,6 @@ def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolate
 
 
 def _kernel(task: Task, only: Site) -> Kernel:
-    alone = tuple(
-        site if site is only else replace(site, verdict="float", mode=None, qconfig=None)
-        for site in task.plan.sites
-    )
-    part = EagerPart(replace(task.plan, sites=alone), task.model, task.inputs)
+    part = EagerPart(plan_of_one(only, task.plan), task.model, task.inputs)
     converted = part.convert(part.prepare(), None, LintTable(ignore=("QR203",)))
     return Kernel(only.name, converted.get_submodule(only.name))

@@ -48,7 +48,6 @@ __all__ = [
     "isolated",
     "realised_sites",
     "rebuilt",
-    "traced_paths",
 ]
 
 
@@ -73,11 +72,6 @@ def _compiled(task: Task, part: Part, configs: Configs) -> FxPart:
     own = task.plan.restricted_to(names)
     emission = emit(own, part.graph_module)
     return FxPart(part.path, part, own, emission, configs, task)
-
-
-def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
-    """The roots, or the whole model."""
-    return tuple(roots) or ("",)
 
 
 def _mapping(parts: Sequence[FxPart]) -> QConfigMapping:
@@ -189,9 +183,12 @@ class FxPart:
 
 def rebuilt(recorded: Recorded) -> nn.Module:
     blank, fused = recorded_graphs(recorded)
-    maker = _Maker.of(recorded, blank)
+    plan, configs = recorded.plan, _configs(recorded, blank)
     # each weight is packed once, later
-    parts = {path: maker.converted(maker.prepared(graph), {}) for path, graph in fused.items()}
+    parts = {
+        path: _unaudited(_valueless(graph, plan, configs), plan, configs, {})
+        for path, graph in fused.items()
+    }
     return with_parts(blank, parts)
 
 
@@ -200,36 +197,31 @@ def exportable_parts(
 ) -> Mapping[str, Exportable]:
     check_exportable(recorded.plan)
     blank, fused = recorded_graphs(recorded)
-    maker = _Maker.of(recorded, blank)
-    convert = partial(maker.converted, engines=recorded.plan.engines)
+    plan, configs = recorded.plan, _configs(recorded, blank)
+    convert = partial(_unaudited, plan=plan, configs=configs, engines=plan.engines)
     found: dict[str, Exportable] = {}
     for path, graph_module in fused.items():
-        prepared = maker.prepared(graph_module)
+        prepared = _valueless(graph_module, plan, configs)
         recover(prepared, converted[path], convert)
-        found[path] = exportable(recorded.plan, prepared, inputs[path], maker.configs)
+        found[path] = exportable(plan, prepared, inputs[path], configs)
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Maker:
-    """Prepares and converts without data what a plan was stored for."""
+def _configs(recorded: Recorded, blank: nn.Module) -> Configs:
+    return Configs.of(recorded.plan, blank, recorded.table.preserved_attributes)
 
-    plan: Plan
-    configs: Configs
 
-    @classmethod
-    def of(cls, recorded: Recorded, blank: nn.Module) -> _Maker:
-        preserved = recorded.table.preserved_attributes
-        return cls(recorded.plan, Configs.of(recorded.plan, blank, preserved))
+def _valueless(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
+    """A prepared graph whose observers have seen nothing."""
+    # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the
+    # shapes of their weights once
+    return execution.prepared_copy(graph_module, emit(plan, graph_module), configs).eval()
 
-    def prepared(self, graph_module: fx.GraphModule) -> fx.GraphModule:
-        # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the
-        # shapes of their weights once
-        emission = emit(self.plan, graph_module)
-        return execution.prepared_copy(graph_module, emission, self.configs).eval()
 
-    def converted(self, prepared: fx.GraphModule, engines: Mapping[str, Engine]) -> fx.GraphModule:
-        reference = execution.reference(prepared, self.configs)
-        if self.plan.is_for_export:
-            return explicit(reference)
-        return execution.lowered(reference, prepared, self.configs, engines, {})
+def _unaudited(
+    prepared: fx.GraphModule, plan: Plan, configs: Configs, engines: Mapping[str, Engine]
+) -> fx.GraphModule:
+    reference = execution.reference(prepared, configs)
+    if plan.is_for_export:
+        return explicit(reference)
+    return execution.lowered(reference, prepared, configs, engines, {})

@@ -80,10 +80,6 @@ def _rounded(last: fx.Node) -> fx.Node:
     return last if quantizing is None else next(iter(quantizing.users))
 
 
-def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
-    return tuple(roots) or ("",)
-
-
 def rebuilt(recorded: Recorded) -> nn.Module:
     check_installed()
     from qrecipe.execution.pt2e.part import rebuilt_program

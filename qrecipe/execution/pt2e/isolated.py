@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,12 +10,12 @@ from torch import nn
 from qrecipe.audit.ranges import range_findings
 from qrecipe.errors.findings import CalibrationError, Finding, UnsupportedError
 from qrecipe.errors.warn import settle
-from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
+from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, plan_of_one
 from qrecipe.execution.part import Task
 from qrecipe.execution.prepared import mark_prepared
 from qrecipe.execution.pt2e.part import ProgramPart, converted_program, prepared_program
 from qrecipe.execution.pt2e.structure import structure_findings
-from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.plan import Site
 
 
 def isolated_programs(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
@@ -29,7 +28,7 @@ def isolated_programs(task: Task, sites: Sequence[Site], calibrate: Calibrate) -
         message = 'roots are not ranked by executor = "pt2e"'
         raise UnsupportedError(Finding("QR316", message, hint='remove [fx] roots, or set "fx"'))
     program = ProgramPart.of(task, part).program
-    plans = {site.name: _alone(site, task.plan) for site in sites}
+    plans = {site.name: plan_of_one(site, task.plan) for site in sites}
     prepared = {name: prepared_program(program, plan, {}) for name, plan in plans.items()}
     together = _Together(program, list(prepared.values()))
     mark_prepared(together, task.recipe, "sensitivity", [])
@@ -46,13 +45,6 @@ def isolated_programs(task: Task, sites: Sequence[Site], calibrate: Calibrate) -
     return Isolated(
         owner, [LoneSite(site, program, owner, ("program",)) for site in sites], kernels
     )
-
-
-def _alone(site: Site, plan: Plan) -> Plan:
-    """The plan with all other sites float."""
-    as_float: dict[str, Any] = {"verdict": "float", "mode": None, "qconfig": None, "input": None}
-    sites = (each if each is site else replace(each, **as_float) for each in plan.sites)
-    return replace(plan, sites=tuple(sites))
 
 
 class _Together(nn.Module):

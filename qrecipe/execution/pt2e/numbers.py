@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +114,7 @@ def _runs(
     reference: fx.GraphModule, converted: fx.GraphModule, sample: Sample
 ) -> tuple[Sample, _Run, _Run]:
     """Both on the first samples, or on all of them if the program is fixed to their number."""
-    head = sample.head()
-    if head is not None:
-        with suppress(Exception):
-            return head, _run(reference, head), _run(converted, head)
-    return sample, _run(reference, sample), _run(converted, sample)
+    return sample.on_head(lambda own: (own, _run(reference, own), _run(converted, own)))
 
 
 def _run(program: fx.GraphModule, sample: Sample) -> _Run:
