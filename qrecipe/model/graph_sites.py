@@ -50,11 +50,13 @@ from qrecipe.model.rewrites.batch_norms import (
 from qrecipe.model.rewrites.channel_arithmetic import fold_channel_arithmetic
 from qrecipe.model.rewrites.constants import fold_constants
 from qrecipe.model.rewrites.no_ops import drop_no_ops
-from qrecipe.model.rewrites.products import products_as_linear
-from qrecipe.model.rewrites.scaled_inputs import SCALES, spell_out_scales
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
-from qrecipe.model.rewrites.weighted_layers import weighted_layers_as_modules
+from qrecipe.model.rewrites.weighted_layers import (
+    products_as_linear,
+    weighted_layers_as_modules,
+)
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
+from qrecipe.model.scaled_input import SCALES, spell_out_scales
 from qrecipe.model.trace import InTraining, Traced, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.unfit import unfit

@@ -10,8 +10,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.nodes import called_modules
-from qrecipe.model.rewrites.products import products_as_linear
-from qrecipe.model.rewrites.weighted_layers import weighted_layers_as_modules
+from qrecipe.model.rewrites.weighted_layers import (
+    products_as_linear,
+    weighted_layers_as_modules,
+)
 from qrecipe.model.trace import Subject, trace
 from qrecipe.recipe.schema import FxTable
 
