@@ -375,6 +375,16 @@ def test_layers_as_functions_become_modules_that_share_their_tensors():
     assert layer.bias is None
 
 
+def test_a_product_with_a_matrix_and_a_sum_with_a_vector_become_one_layer(recwarn):
+    model = net_of(lambda self, x: x @ self.w + self.b)
+    model.w, model.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+    graph_module = inventory_of(model, torch.randn(2, 4)).parts[0].graph_module
+    (layer,) = filter(None, map(module_of, graph_module.graph.nodes))
+    assert torch.equal(layer.weight, model.w.t())
+    assert layer.bias is model.b
+    assert not recwarn.list
+
+
 def test_a_setting_in_a_list_of_one_is_for_each_dimension():
     model = net_of(lambda self, x: F.conv2d(x, self.w, stride=[2], dilation=(2,), padding="valid"))
     model.w = nn.Parameter(torch.randn(4, 3, 2, 2))

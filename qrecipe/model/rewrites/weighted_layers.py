@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import members_of
-from qrecipe.model.nodes import call_instead, erase_unread, stored
+from qrecipe.model.nodes import call_instead, stored
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, padding_in_numbers
 from qrecipe.model.sharing import linear, with_tensors
 
@@ -114,9 +114,8 @@ def products_as_linear(graph_module: fx.GraphModule) -> None:
     for product in products:
         first, last = product.calls[0], product.calls[-1]
         last.meta = {**first.meta, **_members(product)}
-        bias = stored(product.bias)
-        call_instead(last, linear(_transposed(product.weight), bias), product.x)
-        erase_unread(product.calls[:-1])
+        layer = linear(_transposed(product.weight), stored(product.bias))
+        call_instead(last, layer, product.x)  # erases the product before a sum
     if products:
         graph_module.graph.eliminate_dead_code()
         graph_module.recompile()
