@@ -37,7 +37,7 @@ from qrecipe.model.matching import (
 )
 from qrecipe.model.moving import PIECE, moved, spell_out_moves
 from qrecipe.model.nodes import module_of
-from qrecipe.model.normalize import TAKES_WEIGHT, normalize
+from qrecipe.model.normalize import TAKES_WEIGHT, let_shapes_be_read_later, normalize
 from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
@@ -50,7 +50,6 @@ from qrecipe.model.rewrites.batch_norms import (
 from qrecipe.model.rewrites.channel_arithmetic import fold_channel_arithmetic
 from qrecipe.model.rewrites.constants import fold_constants
 from qrecipe.model.rewrites.no_ops import drop_no_ops
-from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.rewrites.weighted_layers import (
     products_as_linear,
     weighted_layers_as_modules,

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.copies import on_meta
 from qrecipe.model.interpreter import Interpreter
+from qrecipe.model.nodes import reads_shape
 from qrecipe.model.record import Shapes
-from qrecipe.model.rewrites.shape_readers import reads_shape
 from qrecipe.model.shapes import of_another_batch_size, without_values
 from qrecipe.process.memory import raise_lack_of_memory
 

@@ -82,3 +82,15 @@ def erase_unread(nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
         if not node.users:
             node.graph.erase_node(node)
+
+
+def readers_of_values(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read a result, and not only its shape."""
+    return [user for user in node.users if not reads_shape(user)]
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Whether a node reads the sizes of its input and no value of it."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel")
+    return node.target is getattr and node.args[1] in ("shape", "ndim")

@@ -12,7 +12,14 @@ from torch import fx, nn
 
 from qrecipe.model.changes import gives_parts
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.nodes import called_modules, free_name, module_of, store, stored
+from qrecipe.model.nodes import (
+    called_modules,
+    free_name,
+    module_of,
+    readers_of_values,
+    store,
+    stored,
+)
 from qrecipe.model.outputs import is_packing, name_constants
 
 _TWIN_OF_METHOD: dict[str, Any] = {
@@ -207,3 +214,21 @@ def padding_in_numbers(module: nn.Module) -> None:
     totals = [0 if module.padding == "valid" else d * (k - 1) for d, k in sizes]
     if not any(total % 2 for total in totals):
         module.padding = tuple(total // 2 for total in totals)
+
+
+_KEEPS_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.ReLU)
+
+
+def let_shapes_be_read_later(graph_module: fx.GraphModule) -> None:
+    """Read shapes after BatchNorm and ReLU instead of before them, in place.
+
+    torch only fuses what has a single reader, and a size or a check of the rank is one.
+    """
+    for node in list(graph_module.graph.nodes):
+        readers = readers_of_values(node)
+        if len(readers) == len(node.users) or len(readers) != 1:
+            continue
+        (reader,) = readers
+        if reader.target is F.relu or isinstance(module_of(reader), _KEEPS_SHAPE):
+            node.append(reader)
+            node.replace_all_uses_with(reader, lambda user, reader=reader: user is not reader)

@@ -14,6 +14,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs, bind, on_few
+from qrecipe.model.changes import is_in_place
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import (
     changed_argument,
@@ -28,7 +29,6 @@ from qrecipe.model.dry_run import (
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.masks import has_mask
 from qrecipe.model.nested import parts_of, tensors_in
-from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.unfit import all_finite, unfit
 from qrecipe.process.warnings import held_back
 

@@ -12,7 +12,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.model.addresses import SITE, unpacked
 from qrecipe.model.graph_sites import Inventory, Match, readers_of
-from qrecipe.model.rewrites.shape_readers import reads_shape
+from qrecipe.model.nodes import reads_shape
 from qrecipe.planning.chains import SCALING, called, inputs_of
 from qrecipe.planning.changeable import NORMS, Changeable
 from qrecipe.planning.plan import Group, Site

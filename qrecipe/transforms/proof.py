@@ -15,11 +15,11 @@ from qrecipe.execution.batches import Forward
 from qrecipe.execution.calls import calls_of, run_quietly
 from qrecipe.execution.watched import Watched, watched_modules
 from qrecipe.model.call import Inputs
+from qrecipe.model.changes import without_changes_in_place
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.digest import tensors_digest
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.nested import tensors_in
-from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.recipe.recipe import Recipe
 

@@ -27,9 +27,9 @@ from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Task
 from qrecipe.execution.prepared import forget_preparation, mark_prepared
 from qrecipe.model.addresses import SITE
+from qrecipe.model.changes import without_changes_in_place
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory, Part
-from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.plan import Plan, Site
 
 _WRAPPER = "qrecipe_site_"

@@ -12,8 +12,7 @@ from torch import fx, nn
 from qrecipe.model.addresses import carries_data
 from qrecipe.model.integers import laid_out_like, padded, resampled, rolled
 from qrecipe.model.moving import arguments, averages, last_name, moved
-from qrecipe.model.nodes import module_of
-from qrecipe.model.rewrites.shape_readers import reads_shape
+from qrecipe.model.nodes import module_of, reads_shape
 
 
 def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:

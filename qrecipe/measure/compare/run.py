@@ -25,10 +25,10 @@ from qrecipe.execution.provenance import converted_graphs, provenance
 from qrecipe.execution.watched import Watched, watched_modules
 from qrecipe.measure.profile.passes import Stopwatch
 from qrecipe.model.addresses import is_conversion, site_of
+from qrecipe.model.changes import without_changes_in_place
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import TRANSFORMED, kept
-from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Limits, Plan, Step
 from qrecipe.recipe.recipe import parse_recipe

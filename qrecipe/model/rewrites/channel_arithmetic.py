@@ -19,10 +19,10 @@ from qrecipe.model.nodes import (
     called_modules,
     erase_unread,
     module_of,
+    readers_of_values,
     stored_value,
 )
 from qrecipe.model.rewrites.batch_norms import FROZEN
-from qrecipe.model.rewrites.shape_readers import readers_of_values
 from qrecipe.registry.builtin import function_family
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import DROPS, members_of
 from qrecipe.model.altered_modules import alteration
+from qrecipe.model.changes import is_in_place
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nodes import graph_module_of, module_of, store, stored
-from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.outputs import is_packing
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.warnings import held_back
