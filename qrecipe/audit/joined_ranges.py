@@ -1,4 +1,4 @@
-"""Branches that are joined on one scale although their ranges differ."""
+"""Branches that are joined on one scale although their ranges differ, as those of masks do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
+from qrecipe.model.masks import has_mask
+from qrecipe.model.nodes import module_of
 from qrecipe.model.same_graph import observes
 
 _JOINS = (torch.cat, torch.stack, torch.ops.aten.cat.default, torch.ops.aten.stack.default)
@@ -66,3 +68,24 @@ class _Ranges(Unobserved):
             spans = [span((float(low), float(high))) for low, high in ranges]
             self.spans[site_of(n) or n.name] = spans
         return super().run_node(n)
+
+
+def masked_sums(part: fx.GraphModule, sums: Collection[str]) -> Iterator[str]:
+    """Those of some sums in a calibrated part of which one input is a mask."""
+    for node in part.graph.nodes:
+        name = site_of(node)
+        if name is not None and name in sums:
+            ends = [end for source in node.all_input_nodes for end in _ends(source)]
+            if len(ends) == 4 and has_mask(ends):
+                yield name
+
+
+def _ends(node: fx.Node) -> Iterator[float]:
+    """What an observer found; nothing for any other node."""
+    observer = module_of(node)
+    while hasattr(observer, "activation_post_process"):
+        observer = observer.activation_post_process
+    for name in ("min_val", "max_val"):
+        end = getattr(observer, name, None)
+        if isinstance(end, Tensor) and end.numel() == 1:
+            yield float(end)

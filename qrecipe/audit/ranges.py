@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -74,42 +74,36 @@ def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
             )
 
 
+def check_ranges(parts: Iterable[fx.GraphModule]) -> None:
+    """Raises ``CalibrationError`` (QR404) if a range is unusable."""
+    if found := list(chain.from_iterable(map(range_findings, parts))):
+        raise CalibrationError(found)
+
+
 def check_calibrated(parts: Sequence[fx.GraphModule]) -> None:
     """Raises ``CalibrationError`` if no batch was seen (QR401) or a range is unusable (QR404)."""
-    _check(
-        parts,
-        range_findings,
-        "the prepared model was never calibrated",
-        "run qrecipe.calibrate(prepared, batches) first",
-    )
+    hint = "run qrecipe.calibrate(prepared, batches) first"
+    _check_seen(parts, "the prepared model was never calibrated", hint)
+    check_ranges(parts)
 
 
 def check_trained(parts: Sequence[fx.GraphModule]) -> None:
     """As `check_calibrated`, for fake-quants, including those of weights."""
-    _check(
-        parts,
-        lambda part: chain(range_findings(part), _trained_findings(part)),
-        "the prepared model never saw a batch",
-        "train it, or run qrecipe.calibrate(prepared, batches)",
-    )
+    hint = "train it, or run qrecipe.calibrate(prepared, batches)"
+    _check_seen(parts, "the prepared model never saw a batch", hint)
+    if found := [each for part in parts for each in (*range_findings(part), *_trained(part))]:
+        raise CalibrationError(found)
 
 
-def _check(
-    parts: Sequence[fx.GraphModule],
-    findings_of: Callable[[fx.GraphModule], Iterator[Finding]],
-    unseen: str,
-    hint: str,
-) -> None:
+def _check_seen(parts: Sequence[fx.GraphModule], unseen: str, hint: str) -> None:
     for part in parts:
         observers = [observer for _, observer in static_observers(part)]
         extremes = [each.min_val for each in observers if hasattr(each, "min_val")]
         if extremes and not any(map(_is_finite, extremes)):
             raise CalibrationError.of("QR401", unseen, hint=hint)
-    if found := list(chain.from_iterable(map(findings_of, parts))):
-        raise CalibrationError(found)
 
 
-def _trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
+def _trained(part: fx.GraphModule) -> Iterator[Finding]:
     """Fake-quants (also of weights) whose qparams are unusable after training (QR404)."""
     observing = {str(node.target): node for node in reversed(part.graph.nodes)}
     for path, module in part.named_modules():

@@ -15,8 +15,7 @@ from torch import fx, nn
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of
 from qrecipe.audit.farthest_call import Candidates, candidates_kept
-from qrecipe.audit.joined_ranges import branch_findings
-from qrecipe.audit.masked_ranges import masked_sums
+from qrecipe.audit.joined_ranges import branch_findings, masked_sums
 from qrecipe.audit.moving_averages import (
     LITTLE_WEIGHT,
     MANY_BATCHES,
@@ -25,7 +24,7 @@ from qrecipe.audit.moving_averages import (
     watched,
     weight_text,
 )
-from qrecipe.audit.ranges import observes, range_findings
+from qrecipe.audit.ranges import check_ranges, observes
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import counted
@@ -104,7 +103,7 @@ def calibrate_checking(
     ):
         done, averages, candidates = observe(running, parts)
         _check_count(done, state.calibration)
-        _check_ranges(parts.values())
+        check_ranges(parts.values())
         clipping = clipping_of(parts, averages, done, candidates, state.samples)
         state.batches, state.first_weight = done, first_weight(averages, done)
         state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
@@ -309,12 +308,6 @@ def order_finding(state: PreparedState) -> Finding | None:
         hint='use about 100 batches, or observe with "minmax", which does not depend on their '
         "order",
     )
-
-
-def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:
-    findings = [finding for part in parts for finding in range_findings(part)]
-    if findings:
-        raise CalibrationError(findings)
 
 
 def _branches_findings(

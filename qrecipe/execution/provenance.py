@@ -11,9 +11,8 @@ import torch
 from torch import fx, nn
 
 from qrecipe._version import __version__
-from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.text import one_line
-from qrecipe.model.kept import PROVENANCE, kept, kept_with
+from qrecipe.model.kept import PROVENANCE, kept_with, required
 from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning.cpu import cpu_name
@@ -82,14 +81,9 @@ def architecture(converted: nn.Module) -> Architecture:
     Raises ``ArtifactError`` (QR501) as `provenance` does, and for a compiled model.
     """
     provenance(converted)
-    found = kept(converted, _ARCHITECTURE)
-    if not isinstance(found, Architecture):
-        raise ArtifactError.of(
-            "QR501",
-            f"this {type(converted).__name__} is compiled: its sites cannot be told apart",
-            hint="pass the model that it was compiled from",
-        )
-    return found
+    what = "is compiled: its sites cannot be told apart"
+    hint = "pass the model that it was compiled from"
+    return required(converted, _ARCHITECTURE, Architecture, what, hint)
 
 
 def converted_graphs(converted: nn.Module) -> dict[str, fx.GraphModule]:
@@ -106,14 +100,8 @@ def provenance(converted: nn.Module) -> Provenance:
 
     Raises ``ArtifactError`` (QR501) for any other model.
     """
-    found = kept(converted, PROVENANCE)
-    if not isinstance(found, Provenance):
-        raise ArtifactError.of(
-            "QR501",
-            f"this {type(converted).__name__} was not converted by qrecipe",
-            hint="pass the model that qrecipe.quantize or CompiledRecipe.convert returned",
-        )
-    return found
+    hint = "pass the model that qrecipe.quantize or CompiledRecipe.convert returned"
+    return required(converted, PROVENANCE, Provenance, "was not converted by qrecipe", hint)
 
 
 def origin_sections(origin: Provenance) -> Iterator[Section]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import fx, nn
+
+from qrecipe.errors.findings import ArtifactError
+
+_Kind = TypeVar("_Kind")
 
 PRIVATE = "_qrecipe"
 """The attribute of a model, and the key in ``meta``, that qrecipe uses."""
@@ -32,6 +36,14 @@ def kept(model: object, key: str) -> Any:
     homes = [vars(model).get(PRIVATE), meta.get(PRIVATE)]
     # the caller's model may use that name for something else
     return next((home[key] for home in homes if isinstance(home, dict) and key in home), None)
+
+
+def required(model: object, key: str, kind: type[_Kind], what: str, hint: str) -> _Kind:
+    """As `kept`. Raises ``ArtifactError`` (QR501) for a model that has no such value."""
+    found = kept(model, key)
+    if isinstance(found, kind):
+        return found
+    raise ArtifactError.of("QR501", f"this {type(model).__name__} {what}", hint=hint)
 
 
 PROVENANCE = "provenance"

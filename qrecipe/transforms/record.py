@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qrecipe.errors.findings import ArtifactError
-from qrecipe.model.kept import TRANSFORMED, kept, kept_with
+from qrecipe.model.kept import TRANSFORMED, kept_with, required
 from qrecipe.planning.plan import Chain, Group, Step
 from qrecipe.recipe.schema import TransformTable
 from qrecipe.terminal.report import Report, Section, Table
@@ -70,14 +69,8 @@ def transformation(model: nn.Module) -> Transformation:
 
     Raises ``ArtifactError`` (QR501) for any other model.
     """
-    found = kept(model, TRANSFORMED)
-    if not isinstance(found, Transformation):
-        raise ArtifactError.of(
-            "QR501",
-            f"this {type(model).__name__} was not transformed by qrecipe",
-            hint="pass the model that qrecipe.transform returned",
-        )
-    return found
+    hint = "pass the model that qrecipe.transform returned"
+    return required(model, TRANSFORMED, Transformation, "was not transformed by qrecipe", hint)
 
 
 def attach(model: nn.Module, record: Transformation) -> None:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.audit.ranges import range_findings
-from qrecipe.errors.findings import CalibrationError
+from qrecipe.audit.ranges import check_ranges
 from qrecipe.errors.warn import settle
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx import convert as execution
@@ -124,9 +123,7 @@ def _calibrated_kernels(
         finally:
             for way in ways:
                 way.lone.put(way.lone.original)
-        findings = [finding for way in ways for finding in range_findings(way.prepared)]
-        if findings:
-            raise CalibrationError(findings)
+        check_ranges(way.prepared for way in ways)
         return {way.lone.site.name: way.kernel(configs, task.unjudged) for way in ways}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.audit.ranges import range_findings
-from qrecipe.errors.findings import CalibrationError, Finding, UnsupportedError
+from qrecipe.audit.ranges import check_ranges
+from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.errors.warn import settle
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, plan_of_one
 from qrecipe.execution.part import Task
@@ -33,9 +33,7 @@ def isolated_programs(task: Task, sites: Sequence[Site], calibrate: Calibrate) -
     together = _Together(program, list(prepared.values()))
     mark_prepared(together, task.recipe, "sensitivity", [])
     calibrate(together)
-    findings = [finding for each in prepared.values() for finding in range_findings(each)]
-    if findings:
-        raise CalibrationError(findings)
+    check_ranges(prepared.values())
     kernels: dict[str, Kernel] = {}
     for name, plan in plans.items():
         converted = converted_program(prepared[name], plan, {})
