@@ -21,7 +21,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.executors import traced_paths
-from qrecipe.execution.packing import detours
+from qrecipe.execution.packing import packed_in
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.execution.repacking import keep_engines
 from qrecipe.execution.state import Slot, slots_of
@@ -164,7 +164,7 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _S
 
     What was one object when saved is one object again.
     """
-    elsewhere = detours(converted, stored.plan.engines)
+    elsewhere = {layer: stored.plan.engines.get(site) for layer, site in packed_in(converted)}
     checks, shared = ValueChecks(converted), dict[str, Tensor]()
 
     def fill(slot: Slot, names: Iterable[str]) -> list[str]:
@@ -176,7 +176,7 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _S
         if slot.kind == "tensor":
             first = stored.contents.aliases.get(slot.name, slot.name)
             tensors[slot.name] = shared.setdefault(first, slot.like(tensors[slot.name]))
-        chosen = elsewhere.get((slot.module, slot.attribute))
+        chosen = elsewhere.get(slot.module)
         with nullcontext() if chosen is None else engine(chosen):
             slot.fill(tensors)
         return []

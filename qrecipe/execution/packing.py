@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qrecipe.execution.engine import engine
 from qrecipe.model.addresses import site_of
 from qrecipe.model.nodes import called_modules
 from qrecipe.planning.plan import Engine
+from qrecipe.recipe.schema import Backend
 
 Kinds = dict[int, tuple[torch.dtype, torch.qscheme]]
 """The dtype and scheme of weights, by the ``id`` of what they were packed into.
@@ -118,7 +120,7 @@ def rows_at_once(weight: Tensor) -> int:
 _CACHED = 1 << 17
 
 
-def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
+def _packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
     """A convolution's weight packed for the current engine, with the settings of ``like``."""
     dimensions = weight.dim() - 2
 
@@ -225,31 +227,24 @@ def _filled(role: str, value: Any, tensors: Tensors) -> Any:
     return made.set_(tensors["weight"].untyped_storage(), 0, made.size(), made.stride())
 
 
-def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
-    """The packed weights of sites: a module, the name of its attribute, and the site."""
-    for node, owner in called_modules(converted.graph):
+def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[Any, str]]:
+    """The convolutions with a packed weight, ``_packed_params``, and their sites."""
+    for node, layer in called_modules(converted.graph):
         site = site_of(node)
-        packed = getattr(owner, "_packed_params", None)
+        packed = getattr(layer, "_packed_params", None)
         if site is not None and isinstance(packed, (torch.ScriptObject, Unpacked)):
-            yield owner, "_packed_params", site
+            yield layer, site
 
 
-def packed_in(converted: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+def packed_in(converted: nn.Module) -> Iterator[tuple[Any, str]]:
     """As `packed_sites`, of all graphs in a model."""
     for module in converted.modules():
         if isinstance(module, fx.GraphModule):
             yield from packed_sites(module)
 
 
-def detours(
-    converted: nn.Module, engines: Mapping[str, Engine]
-) -> dict[tuple[nn.Module, str], Engine]:
-    """The packed weights of sites that run on another engine than the model's.
-
-    They are given by module and attribute; ``engines`` has the sites.
-    """
-    return {
-        (owner, name): engines[site]
-        for owner, name, site in packed_in(converted)
-        if site in engines
-    }
+def pack_again(layer: Any, chosen: Engine | Backend, weight: Tensor) -> None:
+    """Pack a weight for the engine chosen, in place, with the settings that a layer has."""
+    former = layer._packed_params
+    with engine(chosen):
+        layer._packed_params = _packed_convolution(former, weight, former.unpack()[1])

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qrecipe.errors.findings import ArtifactError, Finding
-from qrecipe.execution.engine import engine
-from qrecipe.execution.packing import packed_convolution, packed_in, packed_sites
+from qrecipe.execution.packing import pack_again, packed_in, packed_sites
 from qrecipe.planning.convolution import Convolution
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.engines import is_wrong
@@ -54,12 +53,10 @@ def _watch(graph_module: fx.GraphModule) -> None:
 
 def _copied(self: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
     copied = fx.GraphModule.__deepcopy__(self, memo)
-    for (source, name, _), (target, own_name, own) in zip(
-        packed_sites(self), _detoured(copied), strict=True
-    ):
-        packed = getattr(source, name)
-        if own is not None and getattr(target, own_name) is not packed:
-            _pack(target, own_name, own, packed.unpack()[0])
+    for (source, _), (target, own) in zip(packed_sites(self), _detoured(copied), strict=True):
+        packed = source._packed_params
+        if own is not None and target._packed_params is not packed:
+            pack_again(target, own, packed.unpack()[0])
     _watch(copied)
     return copied
 
@@ -69,33 +66,27 @@ def _note_weights(
 ) -> None:
     paths = {module: path for path, module in self.named_modules()}
     self.meta[_LOADED] = {
-        owner: state_dict.get(f"{prefix}{paths[owner]}.weight") for owner, _, _ in _detoured(self)
+        layer: state_dict.get(f"{prefix}{paths[layer]}.weight") for layer, _ in _detoured(self)
     }
 
 
 def _pack_loaded(self: fx.GraphModule, _: Any) -> None:
     weights = self.meta.pop(_LOADED)
-    for owner, name, own in _detoured(self):
-        weight = weights[owner]
-        if own is not None and weight is not None:
-            _pack(owner, name, own, weight)
+    for layer, own in _detoured(self):
+        if own is not None and weights[layer] is not None:
+            pack_again(layer, own, weights[layer])
 
 
-def _detoured(graph_module: fx.GraphModule) -> Iterator[tuple[nn.Module, str, Engine | None]]:
-    """The packed weights of sites, each with the engine that it is packed for if not its own."""
-    for owner, name, site in packed_sites(graph_module):
-        yield owner, name, graph_module.meta[_ENGINES].get(site)
-
-
-def _pack(owner: nn.Module, name: str, own: Engine, weight: Tensor) -> None:
-    former = getattr(owner, name)
-    with engine(own):
-        setattr(owner, name, packed_convolution(former, weight, former.unpack()[1]))
+def _detoured(graph_module: fx.GraphModule) -> Iterator[tuple[Any, Engine | None]]:
+    """The convolutions, each with the engine that it is packed for if not the model's."""
+    for layer, site in packed_sites(graph_module):
+        yield layer, graph_module.meta[_ENGINES].get(site)
 
 
 def _wrong_sites(graph_module: fx.GraphModule, backend: Backend) -> Iterator[str]:
-    for owner, name, site in packed_sites(graph_module):
-        if site in graph_module.meta[_ENGINES] and is_wrong(_shape(getattr(owner, name)), backend):
+    for layer, site in packed_sites(graph_module):
+        is_elsewhere = site in graph_module.meta[_ENGINES]
+        if is_elsewhere and is_wrong(_shape(layer._packed_params), backend):
             yield site
 
 
@@ -136,13 +127,10 @@ def forget_calls(converted: nn.Module, plan: Plan) -> None:
     Their packed weights keep the kernel for the shape of the first input. For every other shape
     the kernel is prepared again in each call, which takes some 35 microseconds.
     """
-    for owner, name, site in packed_in(converted):
-        packed, own = getattr(owner, name), plan.engines.get(site, plan.backend)
-        is_convolution = str(packed._type().name()).startswith("Conv")
+    for layer, site in packed_in(converted):
+        own = plan.engines.get(site, plan.backend)
         # x86 uses it where the CPU has VNNI, for most shapes
-        if not is_convolution or not (own == "onednn" or (own == "x86" and has_vnni())):
-            continue
-        weight, bias = packed.unpack()
-        if weight.numel() <= _LARGE:
-            with engine(own):
-                setattr(owner, name, packed_convolution(packed, weight, bias))
+        if own == "onednn" or (own == "x86" and has_vnni()):
+            weight, _ = layer._packed_params.unpack()
+            if weight.numel() <= _LARGE:
+                pack_again(layer, own, weight)

@@ -45,7 +45,7 @@ from qrecipe.execution.fx.patches import (
     unused_looked_up,
     without_repetition,
 )
-from qrecipe.execution.packing import Kinds, packed_convolution, packed_sites, quantized_per_channel
+from qrecipe.execution.packing import Kinds, pack_again, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
@@ -183,7 +183,9 @@ def lowered(
             observed.node_name_to_qconfig,
             observed.node_name_to_scope,
         )
-    _pack(converted, weights, engines)
+    for layer, site in packed_sites(converted):
+        if site in engines:
+            pack_again(layer, engines[site], weights[site])
     take_any_layout(converted)
     forget_qconfigs(converted)
     delete_unused_submodules(converted)
@@ -267,18 +269,6 @@ def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, tor
             if weight is not None and site is not None:
                 found.setdefault(site, weight())
     return found
-
-
-def _pack(
-    converted: fx.GraphModule, weights: Mapping[str, torch.Tensor], engines: Mapping[str, Engine]
-) -> None:
-    """Pack the weights of some sites for another engine than the model's, in place."""
-    for owner, name, site in packed_sites(converted):
-        if site in engines:
-            former = getattr(owner, name)
-            with engine(engines[site]):
-                packed = packed_convolution(former, weights[site], former.unpack()[1])
-            setattr(owner, name, packed)
 
 
 @dataclass(frozen=True, slots=True)
