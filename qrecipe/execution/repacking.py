@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.execution.packing import pack_again, packed_in, packed_sites
-from qrecipe.planning.convolution import Convolution
+from qrecipe.planning.convolution import shape_of
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.engines import is_wrong
 from qrecipe.planning.plan import Engine, Plan
@@ -86,24 +86,8 @@ def _detoured(graph_module: fx.GraphModule) -> Iterator[tuple[Any, Engine | None
 def _wrong_sites(graph_module: fx.GraphModule, backend: Backend) -> Iterator[str]:
     for layer, site in packed_sites(graph_module):
         is_elsewhere = site in graph_module.meta[_ENGINES]
-        if is_elsewhere and is_wrong(_shape(layer._packed_params), backend):
+        if is_elsewhere and is_wrong(shape_of(layer), backend):
             yield site
-
-
-def _shape(packed: Any) -> Convolution:
-    weight = packed.unpack()[0]
-    groups, first, second = packed.groups(), weight.shape[0], weight.shape[1]
-    return Convolution(
-        transposed=packed.transpose(),
-        kernel=tuple(weight.shape[2:]),
-        stride=packed.stride(),
-        padding=packed.padding(),
-        output_padding=packed.output_padding(),
-        dilation=packed.dilation(),
-        groups=groups,
-        inputs=first // groups if packed.transpose() else second,
-        outputs=second if packed.transpose() else first // groups,
-    )
 
 
 def _refuse(self: fx.GraphModule, *_: Any, **__: Any) -> NoReturn:

@@ -83,10 +83,13 @@ class Convolution:
 def convolution_of(match: Match) -> Convolution | None:
     """None for other operations, and for functions whose weight is computed."""
     module = match.module
-    if not isinstance(module, nn.modules.conv._ConvNd):
-        return None
+    return shape_of(module) if isinstance(module, nn.modules.conv._ConvNd) else None
+
+
+def shape_of(module: Any) -> Convolution:
+    """That of a convolution of torch's, float or quantized."""
     return Convolution(
-        isinstance(module, nn.modules.conv._ConvTransposeNd),
+        module.transposed,
         module.kernel_size,
         module.stride,
         module.padding if module.padding_mode == "zeros" else (0,),
