@@ -150,7 +150,7 @@ def is_whole(figure):
 
 def spread_of(low, high, stored, now=None):
     counts = tuple(range(1, 97)) if low != high else (7,)
-    return charts.Spread(HOSTILE, Histogram(low, high, counts), stored, now)
+    return charts.spread(HOSTILE, Histogram(low, high, counts), stored, now)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def spread_of(low, high, stored, now=None):
     [
         lambda: charts.along([LONG + str(n) for n in range(90)], {"s": [1.0] * 90}, "word " * 30),
         lambda: charts.along(["a"], {LONG[:40]: [2.0], "other": [math.nan]}, "dB"),
-        lambda: charts.spread(spread_of(-1, 2, (-0.5, 1), (-1, 2))),
-        lambda: charts.spread(spread_of(3, 3, (0, 1e-9))),
-        lambda: charts.spread(spread_of(-1e30, 1e30, (-1, 1))),
+        lambda: spread_of(-1, 2, (-0.5, 1), (-1, 2)),
+        lambda: spread_of(3, 3, (0, 1e-9)),
+        lambda: spread_of(-1e30, 1e30, (-1, 1)),
         lambda: charts.trials([(0.5, True), (math.nan, False)], 0.7, LONG),
     ],
 )

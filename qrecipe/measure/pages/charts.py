@@ -8,7 +8,6 @@ import os
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,6 @@ _LONGEST_LINE = 30
 _MOST_LABELS = 40
 
 Ends = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The values of one tensor and its quantization range.
-
-    ``now`` is the range that today's data would give, if that is to be shown too.
-    """
-
-    title: str
-    values: Histogram
-    stored: Ends
-    now: Ends | None = None
 
 
 Point = tuple[float, bool]
@@ -114,22 +100,25 @@ _STYLES: Sequence[Mapping[str, Any]] = (
 )
 
 
-def spread(panel: Spread) -> bytes:
-    """Counts of values on a logarithmic scale, with the quantization range behind them."""
+def spread(title: str, values: Histogram, stored: Ends, now: Ends | None = None) -> bytes:
+    """Counts of values on a logarithmic scale, with the quantization range behind them.
+
+    ``now`` is the range that today's data would give, if that is to be shown too.
+    """
     axes = _new_figure(*_PANEL).subplots()
-    counts, edges = panel.values.counts, _edges(panel.values)
-    axes.axvspan(*panel.stored, facecolor="#d9e4f0", edgecolor="#4c78a8")
+    counts, edges = values.counts, _edges(values)
+    axes.axvspan(*stored, facecolor="#d9e4f0", edgecolor="#4c78a8")
     axes.stairs(counts, edges, fill=True, color="#5a6570")
-    if panel.now is not None:
-        for end in panel.now:
+    if now is not None:
+        for end in now:
             axes.axvline(end, color="#e07b39", linestyle="--", linewidth=1.4)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0, max(counts) * 2)
-    low = min(edges[0], panel.stored[0], *(panel.now or ()))
-    high = max(edges[-1], panel.stored[1], *(panel.now or ()))
+    low = min(edges[0], stored[0], *(now or ()))
+    high = max(edges[-1], stored[1], *(now or ()))
     margin = 0.04 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)
-    axes.set_title(short_name(panel.title), fontsize=9, parse_math=False)
+    axes.set_title(short_name(title), fontsize=9, parse_math=False)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=6)
     axes.spines[["top", "right"]].set_visible(False)

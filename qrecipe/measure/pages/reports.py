@@ -75,12 +75,8 @@ def comparison_page(
         site.name: site.activation.sqnr_db for site in report.sites if site.activation is not None
     }
     errors, _ = report._bars()
-    drawn = [bar for bar in errors.bars if bar.name in values]
-    ranked = [
-        *_unless_empty(replace(errors, bars=drawn)),
-        *_along(values, errors.words, origin),
-    ]
-    sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
+    drawn = replace(errors, bars=[bar for bar in errors.bars if bar.name in values])
+    sections = [result, *_ranked(drawn, values, activations, origin), table]
     conclusion = conclusions.of_comparison(report)
     return page_about("compare", "Comparison", conclusion, sections, origin, about)
 
@@ -90,10 +86,8 @@ def ranking_page(
 ) -> Page:
     """The page that ranks sites by their effect on the output when quantized alone."""
     table, result = ranking._sections()
-    values = ranking.values
     (bars,) = ranking._bars()
-    ranked = [*_unless_empty(bars), *_along(values, bars.words, origin)]
-    sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
+    sections = [result, *_ranked(bars, ranking.values, activations, origin), table]
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
@@ -104,10 +98,9 @@ def ranking_page(
 def profile_page(profile: Profile, origin: Provenance, about: About) -> Page:
     """The page about the time of sites and boundaries."""
     *tables, result = profile._sections()
+    sections = [result, *profile._bars(), *tables]
     conclusion = conclusions.of_profile(profile)
-    return page_about(
-        "profile", "Profile", conclusion, [result, *profile._bars(), *tables], origin, about
-    )
+    return page_about("profile", "Profile", conclusion, sections, origin, about)
 
 
 def ranked_sections(
@@ -120,12 +113,11 @@ def ranked_sections(
         return
     values = {name: sqnr_db for name, sqnr_db, _ in ranking}
     bars = [sqnr_bar(name, value) for name, value in values.items()]
-    yield from _unless_empty(Bars("Ranking, worst first", bars, "error", EFFECT))
-    yield from _along(values, EFFECT, origin)
+    drawn = Bars("Ranking, worst first", bars, "error", EFFECT)
     verdicts = {site.name: site.verdict for site in stored_plan(origin)}
     left = [name for name in values if verdicts.get(name) == "float"]
     why = f"Float, so without a range: {listed(left)}." if left else ""
-    yield from _worst_spreads(list(values), activations, why)
+    yield from _ranked(drawn, values, activations, origin, why)
     rows = [
         (str(place), name, why, verdicts.get(name, ""))
         for place, (name, _, why) in enumerate(ranking, 1)
@@ -134,21 +126,24 @@ def ranked_sections(
     yield Table("Ranking", header, rows, numeric=frozenset({0}))
 
 
-def _unless_empty(bars: Bars) -> Iterator[Section]:
-    """The bars, or text if there is nothing to draw."""
+def _ranked(
+    bars: Bars,
+    values: Mapping[str, float],
+    activations: Activations,
+    origin: Provenance,
+    note: str = "",
+) -> Iterator[Section]:
+    """Sites by their values: the worst first, in the order of the model, and their activations."""
     if any(length for bar in bars.bars for length in bar.finite):
         yield bars
     else:
         yield Text(bars.title, (_NOTHING,))
+    names = [name for name in _site_names(origin) if name in values]
+    yield from _line("Along the depth of the network", names, {bars.words: values}, bars.words)
+    yield from _worst_spreads(list(values), activations, note)
 
 
 _NOTHING = "There are no finite values to draw."
-
-
-def _along(values: Mapping[str, float], label: str, origin: Provenance) -> Iterator[Section]:
-    """Values of sites in the order in which the model runs them."""
-    names = [name for name in _site_names(origin) if name in values]
-    yield from _line("Along the depth of the network", names, {label: values}, label)
 
 
 def _line(
@@ -204,17 +199,12 @@ def _panel(site: SiteDrift, *, with_now: bool) -> Drawing:
     title = f"{site.name} ({site.tensor}), {site.clipped:.2%} clipped"
     stored = site.stored.low, site.stored.high
     now = (site.now.low, site.now.high) if with_now and site.now is not None else None
-    drawing = charts.spread(charts.Spread(title, site.values, stored, now))
+    drawing = charts.spread(title, site.values, stored, now)
     return Drawing(drawing, f"histogram of {title}, with its quantization range")
 
 
 def _site_names(origin: Provenance) -> list[str]:
     return [site.name for site in stored_plan(origin)]
-
-
-def recipe_of(origin: Provenance) -> str:
-    """The name of the recipe, for a title."""
-    return stored_plan(origin).recipe
 
 
 def page_about(
@@ -230,6 +220,7 @@ def page_about(
     versions = origin.versions
     made_by = f"qrecipe {versions.get('qrecipe', '?')}, torch {versions.get('torch', '?')}"
     made = {"made by": made_by, "fingerprint": f"recipe {origin.fingerprint[:12]}"}
-    end = [PlanGraph(stored_plan(origin)), *origin_sections(origin), Reading(kind)]
-    title = f"{what}: {recipe_of(origin) if of is None else of}"
+    plan = stored_plan(origin)
+    end = [PlanGraph(plan), *origin_sections(origin), Reading(kind)]
+    title = f"{what}: {plan.recipe if of is None else of}"
     return Page(title, conclusion, {**about, **made}, [*sections, *end])
