@@ -21,7 +21,6 @@ from qrecipe.execution.batches import Forward, rereadable
 from qrecipe.execution.calls import Feed
 from qrecipe.execution.engine import engine
 from qrecipe.measure.sensitivity.estimate import Estimate
-from qrecipe.measure.sensitivity.log import ranking_log
 from qrecipe.measure.sensitivity.ranking import (
     Method,
     RankedSite,
@@ -29,7 +28,7 @@ from qrecipe.measure.sensitivity.ranking import (
     contradiction,
     worst_first,
 )
-from qrecipe.measure.sensitivity.scores import Metric
+from qrecipe.measure.sensitivity.scores import Metric, ranking_log
 from qrecipe.measure.sensitivity.steps import (
     Evaluate,
     Found,

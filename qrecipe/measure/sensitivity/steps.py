@@ -25,8 +25,15 @@ from qrecipe.execution.isolated import Isolated
 from qrecipe.execution.part import Task
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.exact import Replay, rerun
-from qrecipe.measure.sensitivity.log import PartLog
-from qrecipe.measure.sensitivity.scores import Effect, Metric, Part, Score, new_score, number
+from qrecipe.measure.sensitivity.scores import (
+    Effect,
+    Metric,
+    Part,
+    PartLog,
+    Score,
+    new_score,
+    number,
+)
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Inventory
