@@ -6,14 +6,15 @@ Whatever needs torch is imported inside the commands: the others work without it
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from inspect import getdoc
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from qrecipe._version import __version__
 from qrecipe.cli.bench import bench
 from qrecipe.cli.check import check
-from qrecipe.cli.command import Command, help_of, summary
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
 from qrecipe.cli.export import export
@@ -21,11 +22,61 @@ from qrecipe.cli.init import init
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema
 from qrecipe.cli.measure import compare, profile, sensitivity
-from qrecipe.cli.output import out
+from qrecipe.cli.output import out, reported
 from qrecipe.cli.plan import explain, lock, plan
 from qrecipe.cli.quantize import quantize
 from qrecipe.cli.show import show
 from qrecipe.cli.tune import fastest, suggest, tune
+from qrecipe.errors.spelling import nearest
+
+
+class Command(TyperCommand):
+    """A command whose warnings and errors become plain lines.
+
+    Its help names arguments without their Python types, such as ``list[str]``.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                vars(parameter)["display_type_rich"] = lambda ctx: None
+
+    def invoke(self, ctx: Any) -> Any:
+        given = ctx.params
+        with reported(as_json=given.get("json", False), strict=given.get("strict", False)):
+            return super().invoke(ctx)
+
+
+def summary(command: Callable[..., None]) -> str:
+    """The first sentence of a command's help, whole."""
+    return (getdoc(command) or "").partition("\n\n")[0]
+
+
+def help_of(
+    ctx: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="Default: all commands.")
+    ] = None,
+) -> None:
+    """Show the help of a command.
+
+    \b
+    Examples:
+      qrecipe help
+      qrecipe help plan
+    """
+    above = ctx.find_root()
+    if command is None:
+        out(above.get_help())
+        return
+    commands = getattr(above.command, "commands", {})
+    if command not in commands:
+        near = "".join(f" Did you mean {each!r}?" for each in nearest(command, commands))
+        raise typer.BadParameter(f"there is no command {command!r}.{near}", param_hint="COMMAND")
+    found = commands[command]
+    out(found.get_help(typer.Context(found, parent=above, info_name=command)))
+
 
 app = typer.Typer(
     name="qrecipe",

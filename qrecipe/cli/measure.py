@@ -41,9 +41,9 @@ def compare(
           --pool processes:4 --log batches.log
     """
     from qrecipe.cli.html_pages import activations_of, write_page
-    from qrecipe.cli.metric import Metric
     from qrecipe.cli.model_argument import get_ready, load_job
     from qrecipe.cli.pool import workers_of
+    from qrecipe.cli.quantize_result import Metric
     from qrecipe.measure.pages.reports import comparison_page
 
     with user_code(plugin) as code:
