@@ -7,7 +7,7 @@ from torch import fx, nn
 
 import qrecipe
 from qrecipe.model.rewrite_proof import _is_the_same
-from qrecipe.model.same_graph import observing, same_calls
+from qrecipe.model.same_graph import observes, same_calls
 
 STATIC = 'format = 1\nextends = "builtin:x86-static"\n[lint]\nignore = ["QR201"]\n'
 
@@ -32,7 +32,7 @@ def prepared_and_fused():
 
 
 def same(prepared, fused):
-    return same_calls(fused.graph, prepared.graph, never, observing(prepared))
+    return same_calls(fused.graph, prepared.graph, never, observes)
 
 
 def test_a_graph_with_observers_makes_the_same_calls():
