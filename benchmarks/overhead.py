@@ -1,8 +1,9 @@
 """What `qrecipe.quantize`, audit included, costs compared with the same steps by hand.
 
 By hand: deepcopy, ``prepare_fx``, calibration, ``convert_fx``. A ResNet-18-like net at 64x64, 8
-batches of 16, one thread, CPU time, interleaved in one process, medians of the ratios by pair; the
-outputs are equal. Peak memory is measured in a process for each way, in sizes of the float model.
+batches of 16, one thread, CPU time, interleaved in one process, medians of the ratios by pair. The
+outputs are equal where the CPU has VNNI; without, convolutions of few channels run on another
+engine. Peak memory is measured in a process for each way, in sizes of the float model.
 
 Then what each step and each check takes, as the median of as many further runs.
 

@@ -152,4 +152,5 @@ def _needs_text(found: StoredModel) -> str:
     if plan.is_for_export:
         return f"nothing: a reference model, to be exported for {plan.backend}"
     vnni = "; a CPU with VNNI, or results may saturate" if contents.needs.vnni else ""
-    return f"torch's engine {' and '.join(contents.needs.engines)}{vnni}"
+    names = contents.needs.engines
+    return f"torch's engine{'s' if len(names) > 1 else ''} {' and '.join(names)}{vnni}"

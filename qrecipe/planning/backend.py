@@ -382,7 +382,7 @@ class _Judge:
             if isinstance(found, str):
                 return _float(found, honoured=False)
             if found is not None:
-                notes.append(found.reason)
+                notes += filter(None, [found.reason])
                 engine = found.engine
         return Outcome("quantized", mode, spec, "; ".join(notes) or None, engine=engine)
 

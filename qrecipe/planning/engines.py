@@ -43,6 +43,9 @@ _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 _BLOCK = 32
 """The channels that fbgemm's depthwise kernel computes at once."""
 
+_FEW_PER_PIXEL, _FEW_PER_KERNEL = 32, 64
+"""With more channels, onednn gains less than it takes longer to start, at batch 1."""
+
 _SATURATES = "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
 
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
@@ -55,15 +58,18 @@ _WRONG_WITH_AMX = "onednn's convolution of few channels is wrong for this shape 
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """The engine for which a site's weights are packed instead of its backend's, and why."""
+    """The engine for which a site's weights are packed instead of its backend's, and why.
+
+    Without a reason where the backend would use the same one itself on a CPU with VNNI.
+    """
 
     engine: Engine
-    why: str
+    why: str | None = None
 
     @property
-    def reason(self) -> str:
+    def reason(self) -> str | None:
         """What a plan says about it."""
-        return f"on {self.engine}'s kernel: {self.why}"
+        return None if self.why is None else f"on {self.engine}'s kernel: {self.why}"
 
 
 def detour(
@@ -118,6 +124,8 @@ def _around_slow_kernel(
         return Detour("onednn", why)
     if backend == "x86" and _is_dense_pixelwise(shape) and reads_one_pixel(match.nodes[0]):
         return Detour("fbgemm", "onednn's takes longer to start on one pixel")
+    if backend == "x86" and takes_onednn and _has_few_channels(shape):
+        return Detour("onednn")
     return None
 
 
@@ -235,6 +243,18 @@ def _is_slower_on_fbgemm(shape: Convolution) -> bool:
 def _is_dense_pixelwise(shape: Convolution) -> bool:
     is_plain = not shape.transposed and shape.groups == 1 and len(shape.kernel) == 2
     return is_plain and set(shape.kernel) == {1} and not any(shape.padding)
+
+
+def _has_few_channels(shape: Convolution) -> bool:
+    """Whether onednn's dense kernel is faster, without VNNI too.
+
+    Measured for one to three dimensions and batch 1 and 8: docs/decisions/0013-engines.md.
+    """
+    if shape.groups > 1 and (shape.inputs <= _WIDE_GROUP or _is_slow_on_avx2(shape)):
+        return False
+    if set(shape.kernel) == {1}:
+        return min(shape.inputs, shape.outputs) <= _FEW_PER_PIXEL
+    return shape.inputs <= _FEW_PER_KERNEL
 
 
 def _is_slow_on_avx2(shape: Convolution) -> bool:

@@ -76,6 +76,7 @@ def test_a_lock_has_a_line_for_each_site_and_says_what_they_came_from(locked):
         "weight": "int8 per_channel_minmax per_channel_symmetric",
         "activation": "uint8 moving_average_minmax per_tensor_affine reduce_range",
         "input": "float, quantized here",
+        "engine": "onednn",
         "by": "global = int8",
     }
     assert lock["sites"]["up"]["weight"] == "int8 minmax per_tensor_symmetric"

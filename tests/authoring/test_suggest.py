@@ -189,6 +189,38 @@ def test_a_product_that_something_is_divided_by_stays_float(divide, products):
     assert ("divisor" in (plan[":matmul"].reason or "")) == (products == "float")
 
 
+class Normed(nn.Module):
+    """A LayerNorm of a convolution's result, over its channels."""
+
+    def __init__(self, channels, last):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.norm = nn.LayerNorm(channels)
+        self.last = last
+
+    def forward(self, x):
+        return self.last(self.norm(self.stem(x).permute(0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "last", "verdict"),
+    [
+        (64, nn.Linear(64, 10), "quantized"),
+        (96, nn.Linear(96, 10), "quantized"),
+        (24, nn.Linear(24, 10), "float"),  # whose int8 kernel computes 32 at once
+        (40, nn.Linear(40, 10), "float"),
+        (64, nn.GELU(), "float"),  # which would make floats of its integers at once
+        (64, nn.Flatten(), "float"),
+    ],
+)
+def test_a_norm_of_integers_stays_float_where_its_int8_kernel_is_slower(channels, last, verdict):
+    torch.manual_seed(0)
+    model, batch = Normed(channels, last).eval(), torch.randn(2, 3, 16, 16)
+    site = qrecipe.plan(model, qrecipe.suggest(model, batch), batch)["norm"]
+    assert site.verdict == verdict
+    assert (site.reason is not None and "slower" in site.rule.reason) == (verdict == "float")
+
+
 def test_a_convolutional_model_of_which_only_parts_trace_gets_roots():
     torch.manual_seed(0)
     model, batch = Routed().eval(), torch.randn(4, 3, 8, 8)

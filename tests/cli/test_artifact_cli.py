@@ -63,7 +63,7 @@ def test_inspect_shows_recipe_plan_and_versions_without_torch(file):
     assert "layer1.0:add" in shown
     assert "Conv2d+BatchNorm2d+ReLU" in shown
     assert "conv1.weight_scale" in shown
-    assert "torch's engine x86" in shown
+    assert "torch's engines x86 and onednn" in shown
 
 
 def test_inspect_as_json_is_one_document_with_the_plan_as_qrecipe_plan_gives_it(file):
@@ -71,7 +71,7 @@ def test_inspect_as_json_is_one_document_with_the_plan_as_qrecipe_plan_gives_it(
     plan = qrecipe.plan(NETS["residual"].model(), recipe(), NETS["residual"].batches(1)[0])
     assert document["plan"]["sites"] == json.loads(plan.to_json())["sites"]
     assert document["fingerprint"] == recipe().fingerprint
-    assert document["needs"] == {"engines": ["x86"], "vnni": False}
+    assert document["needs"] == {"engines": ["x86", "onednn"], "vnni": False}
     assert document["bytes"] == file.stat().st_size
     assert document["tensors"]["conv1.weight"] == {
         "dtype": "I8",

@@ -241,7 +241,9 @@ def test_what_happens_to_the_model_later_does_not_reach_the_converted_one():
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "nested"])
-def test_the_result_is_that_of_plain_torch_where_plain_torch_is_right(name):
+def test_the_result_is_that_of_plain_torch_where_plain_torch_is_right(name, monkeypatch):
+    # torch runs these on fbgemm where the CPU has no VNNI, and rounds some ties differently
+    monkeypatch.setattr("qrecipe.planning.engines._has_few_channels", lambda shape: False)
     batches = NETS[name].batches()
     model = NETS[name].model()
     if name == "depthwise":  # torch observes before a ReLU6, which is not right

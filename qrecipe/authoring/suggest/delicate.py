@@ -1,13 +1,14 @@
-"""Operations whose result int8 would ruin: divisors, and the residual sums of transformers."""
+"""Operations that int8 would ruin or slow down: divisors, residual sums and norms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 from torch import fx
 
 from qrecipe.model.addresses import SITE
-from qrecipe.model.graph_sites import Inventory, readers_of
+from qrecipe.model.graph_sites import Inventory, Match, readers_of
 from qrecipe.planning.plan import Plan, Site
 
 _PRODUCTS = ("matmul", "bmm")
@@ -76,6 +77,9 @@ def _keeps_sizes(site: Site) -> bool:
 
 
 _WITH_A_KERNEL = ("LayerNorm", "layer_norm")
+_BLOCK = 32
+"""The numbers that the int8 kernel computes at once; it computes the rest one by one."""
+
 NORMS = (*_WITH_A_KERNEL, "RMSNorm", "rms_norm")
 
 
@@ -100,6 +104,29 @@ def norms_of_floats(plan: Plan, inventory: Inventory) -> frozenset[str]:
     )
 
 
+def slow_norms(plan: Plan, inventory: Inventory) -> frozenset[str]:
+    """The static LayerNorms that read integers and are faster in float all the same."""
+    return frozenset(
+        site.name
+        for site in plan.sites
+        if site.mode == "static"
+        and site.op in _WITH_A_KERNEL
+        and (
+            _features(inventory.matches[site.name]) % _BLOCK
+            or not _gives_integers(inventory.matches[site.name].nodes[-1], plan)
+        )
+    )
+
+
+def _features(match: Match) -> int:
+    """How many numbers a LayerNorm norms together; 0 if that is not known."""
+    shape = getattr(match.module, "normalized_shape", None)
+    if shape is None:
+        shape = _argument(match.nodes[0], 1, "normalized_shape")
+    sizes = shape if isinstance(shape, Sequence) else (shape,)
+    return prod(each if isinstance(each, int) else 0 for each in sizes)
+
+
 def _reads_integers(site: Site, plan: Plan, inventory: Inventory) -> bool:
     producers = inventory.matches[site.name].operation.producers
     return any(plan[name].gives_integers for name in producers)
@@ -107,6 +134,17 @@ def _reads_integers(site: Site, plan: Plan, inventory: Inventory) -> bool:
 
 def _is_normed(node: fx.Node, plan: Plan) -> bool:
     """Whether a norm reads the result of a node."""
+    return any(site.op in NORMS for site in _readers(node, plan))
+
+
+def _gives_integers(node: fx.Node, plan: Plan) -> bool:
+    """Whether an int8 kernel reads the result of a node."""
+    readers = _readers(node, plan)
+    return any(site.verdict == "quantized" and site.mode == "static" for site in readers)
+
+
+def _readers(node: fx.Node, plan: Plan) -> Iterator[Site]:
+    """The sites that read the result of a node, directly or after moves."""
     sites = {site.name: site for site in plan.sites}
     left, seen = [node], set[fx.Node]()
     while left:
@@ -115,8 +153,6 @@ def _is_normed(node: fx.Node, plan: Plan) -> bool:
             if site is None or reader in seen:
                 continue
             seen.add(reader)
-            if site.op in NORMS:
-                return True
+            yield site
             if site.verdict == "passthrough":
                 left.append(reader)
-    return False

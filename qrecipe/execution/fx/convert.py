@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ from qrecipe.execution.fx.patches import (
     unused_looked_up,
     without_repetition,
 )
-from qrecipe.execution.packing import Kinds, pack_again, packed_sites, quantized_per_channel
+from qrecipe.execution.packing import Kinds, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
@@ -166,7 +166,9 @@ def lowered(
     ``kinds`` gets what is packed.
     Raises ``ExecutionError`` (QR405) if torch fails and ``UnsupportedError`` (QR309) as `engine`.
     """
-    weights = _weights(reference, engines)
+    packing = _own_weights_only(kinds)
+    for module, own in _on_other_engines(reference, engines):
+        packing.pack_for(own, module)
     observed = prepared.meta["_observed_graph_module_attrs"]
     own_tensors(reference, lambda x: x.dim() == 1)  # packing keeps references to biases
     with (
@@ -174,7 +176,7 @@ def lowered(
         _failing_to_convert(),
         quiet(),
         _nothing_kept(),
-        _own_weights_only(kinds),
+        packing,
         random_numbers_kept(),
     ):
         lower_ours(reference, observed.node_name_to_qconfig)
@@ -183,9 +185,6 @@ def lowered(
             observed.node_name_to_qconfig,
             observed.node_name_to_scope,
         )
-    for layer, site in packed_sites(converted):
-        if site in engines:
-            pack_again(layer, engines[site], weights[site])
     take_any_layout(converted)
     forget_qconfigs(converted)
     delete_unused_submodules(converted)
@@ -228,6 +227,18 @@ class _own_weights_only(TorchFunctionMode):  # noqa: N801 - reads as what it doe
         super().__init__()
         self._kinds = {} if kinds is None else kinds
         self._empty: torch.Tensor | None = None
+        self._elsewhere: tuple[torch.Tensor, Engine] | None = None
+
+    def pack_for(self, own: Engine, module: nn.Module) -> None:
+        """Pack the weight of a reference module for another engine than the current one."""
+        quantized: Any = module.get_quantized_weight
+
+        def quantized_for_own() -> torch.Tensor:
+            weight: torch.Tensor = quantized()
+            self._elsewhere = weight, own
+            return weight
+
+        module.get_quantized_weight = quantized_for_own  # type: ignore[assignment]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -238,12 +249,18 @@ class _own_weights_only(TorchFunctionMode):  # noqa: N801 - reads as what it doe
             return None
         if func is torch.quantize_per_channel:
             func = quantized_per_channel
-        result = func(*args, **(kwargs or {}))
+        with self._engine_for(func, args):
+            result = func(*args, **(kwargs or {}))
         if func is torch._empty_affine_quantized:
             self._empty = result
         elif func in _PREPACK and args[0].is_quantized:
             self._kinds[id(result)] = args[0].dtype, args[0].qscheme()
         return result
+
+    def _engine_for(self, func: Any, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+        if func not in _PREPACK or self._elsewhere is None or args[0] is not self._elsewhere[0]:
+            return nullcontext()
+        return engine(self._elsewhere[1])
 
 
 _ops: Any = torch.ops.quantized
@@ -256,19 +273,15 @@ _PREPACK = frozenset(
 )
 
 
-def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, torch.Tensor]:
-    """The quantized weights of some sites' convolutions.
-
-    They are taken from here because some engines return other weights than were packed.
-    """
-    found: dict[str, torch.Tensor] = {}
+def _on_other_engines(
+    reference: fx.GraphModule, engines: Mapping[str, Engine]
+) -> Iterator[tuple[nn.Module, Engine]]:
+    """The reference modules of sites whose weights are packed for an engine of their own."""
     for node, layer in called_modules(reference.graph):
-        site = site_of(node)
-        for module in layer.modules() if site in sites else ():
-            weight: Any = getattr(module, "get_quantized_weight", None)
-            if weight is not None and site is not None:
-                found.setdefault(site, weight())
-    return found
+        own = engines.get(site_of(node) or "")
+        if own is not None:
+            found = (each for each in layer.modules() if hasattr(each, "get_quantized_weight"))
+            yield from ((each, own) for each in found)
 
 
 @dataclass(frozen=True, slots=True)
