@@ -40,6 +40,14 @@ from qrecipe.runtimes.session import Session
 from qrecipe.runtimes.table import RUNTIMES, Name
 from qrecipe.terminal.progress import Progress, chosen_progress
 
+Key = TypeVar("Key", bound=Hashable)
+
+_WARM_UP = 3
+_LEAST_ROUNDS = 7
+_MOST_ROUNDS = 30
+_BUDGET = 20.0
+"""Seconds to spend beyond the least number of rounds."""
+
 
 @neutral
 @ranks.alone()
@@ -225,15 +233,6 @@ def _as_fast(
         is_other = row.time is not None and not row.findings and row != fastest
         if is_other and not Speed.of(times[row.title], times[fastest.title]).is_slower:
             yield row.title
-
-
-Key = TypeVar("Key", bound=Hashable)
-
-_WARM_UP = 3
-_LEAST_ROUNDS = 7
-_MOST_ROUNDS = 30
-_BUDGET = 20.0
-"""Seconds to spend beyond the least number of rounds."""
 
 
 def race(sessions: Mapping[Key, Session], inputs: Inputs, threads: int) -> dict[Key, Seconds]:

@@ -34,30 +34,6 @@ from qrecipe.runtimes.executorch import MODULES
 from qrecipe.runtimes.session import Session, in_integers
 from qrecipe.runtimes.table import RUNTIMES, Name
 
-
-def onnx_content(model: nn.Module, inputs: Inputs) -> bytes:
-    """ONNX, as torch exports it."""
-    given = inputs.cloned()
-    with unheard(), held_back([("", Warning)]):
-        program = torch.onnx.export(
-            model, given.args, kwargs=dict(given.kwargs), dynamo=True, verbose=False
-        )
-    assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
-    return content
-
-
-def pte_content(model: nn.Module, inputs: Inputs) -> bytes:
-    """ExecuTorch, with the float kernels of XNNPACK."""
-    exir, xnnpack, _ = map(import_module, MODULES)
-    given = inputs.cloned()
-    with unheard(), quiet(), held_back([("", Warning)]):
-        exported = torch.export.export(model, given.args, dict(given.kwargs))
-        partitioner = [xnnpack.XnnpackPartitioner()]
-        edge = exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
-        return bytes(edge.to_executorch().buffer)
-
-
 Precision = Literal["float", "int8"]
 
 
@@ -88,6 +64,10 @@ class Made:
     alone: SitesAlone | None = None
 
 
+Make = Callable[[Job, int], Made]
+"""Makes a session that has so many threads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """``command`` writes the file, given a recipe, a model and data; float has none.
@@ -97,7 +77,7 @@ class Way:
 
     runtime: Name
     precision: Precision
-    make: Callable[[Job, int], Made]
+    make: Make
     command: str | None = None
     executor: Executor | None = None
     instead_of: tuple[Executor, ...] = ()
@@ -106,10 +86,6 @@ class Way:
     def title(self) -> str:
         """``OpenVINO int8``."""
         return f"{RUNTIMES[self.runtime].title} {self.precision}"
-
-
-Make = Callable[[Job, int], Made]
-"""Makes a session that has so many threads."""
 
 
 def _torch_float(job: Job, threads: int) -> Made:
@@ -129,6 +105,29 @@ def _torch_int8(job: Job, threads: int) -> Made:
 
 def _compiled_float(job: Job, threads: int) -> Made:
     return Made(RUNTIMES["inductor"].open(job.model, threads), None)
+
+
+def _onnx_content(model: nn.Module, inputs: Inputs) -> bytes:
+    """ONNX, as torch exports it."""
+    given = inputs.cloned()
+    with unheard(), held_back([("", Warning)]):
+        program = torch.onnx.export(
+            model, given.args, kwargs=dict(given.kwargs), dynamo=True, verbose=False
+        )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _pte_content(model: nn.Module, inputs: Inputs) -> bytes:
+    """ExecuTorch, with the float kernels of XNNPACK."""
+    exir, xnnpack, _ = map(import_module, MODULES)
+    given = inputs.cloned()
+    with unheard(), quiet(), held_back([("", Warning)]):
+        exported = torch.export.export(model, given.args, dict(given.kwargs))
+        partitioner = [xnnpack.XnnpackPartitioner()]
+        edge = exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
+        return bytes(edge.to_executorch().buffer)
 
 
 def _float_file(runtime: Name, name: str, content: Callable[[nn.Module, Inputs], bytes]) -> Make:
@@ -206,18 +205,18 @@ WAYS = (
         executor="pt2e",
         instead_of=("fx", "eager"),
     ),
-    Way("executorch", "float", _float_file("executorch", "float.pte", pte_content)),
+    Way("executorch", "float", _float_file("executorch", "float.pte", _pte_content)),
     Way(
         *("executorch", "int8", _EXECUTORCH, "export {} --to pte --out model.pte"),
         executor="pt2e",
         instead_of=("fx", "eager"),
     ),
-    Way("onnxruntime", "float", _float_file("onnxruntime", "float.onnx", onnx_content)),
+    Way("onnxruntime", "float", _float_file("onnxruntime", "float.onnx", _onnx_content)),
     Way(
         *("onnxruntime", "int8", _of_nodes("onnxruntime", "onnx", "int8.onnx")),
         "export {} --to onnx --out model.onnx",
     ),
-    Way("openvino", "float", _float_file("openvino", "float.onnx", onnx_content)),
+    Way("openvino", "float", _float_file("openvino", "float.onnx", _onnx_content)),
     Way(
         *("openvino", "int8", _of_nodes("openvino", "openvino", "int8.xml")),
         "export {} --to openvino --out model.xml",
