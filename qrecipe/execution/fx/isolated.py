@@ -7,7 +7,7 @@ in one forward of the float model, each in a wrapper, with the same ranges as if
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -137,7 +137,7 @@ class _Alone:
 
     @classmethod
     def of(cls, lone: LoneSite, plan: Plan, configs: Configs) -> _Alone:
-        own, original = plan.restricted_to({lone.site.name}), lone.original
+        own, original = replace(plan, sites=(lone.site,)), lone.original
         assert isinstance(original, fx.GraphModule)
         return cls(lone, own, execution.prepared_copy(original, emit(own, original), configs))
 
