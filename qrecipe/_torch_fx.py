@@ -9,6 +9,7 @@ from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
 from torch.ao.nn.quantized import Softmax as QuantizedSoftmax
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.nn.quantized.dynamic.modules.rnn import RNNBase as DynamicRecurrent
+from torch.ao.nn.quantized.modules.linear import LinearPackedParams
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,

@@ -21,6 +21,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.executors import traced_paths
+from qrecipe.execution.linear_engines import own_engines
 from qrecipe.execution.packing import packed_in
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.execution.repacking import keep_engines
@@ -164,7 +165,11 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _S
 
     What was one object when saved is one object again.
     """
-    elsewhere = {layer: stored.plan.engines.get(site) for layer, site in packed_in(converted)}
+    engines = stored.plan.engines
+    elsewhere = {
+        **{layer: engines.get(site) for layer, site in packed_in(converted)},
+        **own_engines(converted),
+    }
     checks, shared = ValueChecks(converted), dict[str, Tensor]()
 
     def fill(slot: Slot, names: Iterable[str]) -> list[str]:

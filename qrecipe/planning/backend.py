@@ -32,7 +32,7 @@ from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.moving import averages, moved, moves
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.asked import DEQUANTIZE, MODES, PACK
-from qrecipe.planning.engines import adds_in_32_bits, detour
+from qrecipe.planning.engines import Detour, adds_in_32_bits, detour
 from qrecipe.planning.kernels import (
     better_float,
     refusal,
@@ -40,6 +40,7 @@ from qrecipe.planning.kernels import (
     weight_refusal,
     why_apart,
 )
+from qrecipe.planning.large_layers import faster_linear, has_choice, reads_tokens
 from qrecipe.planning.plan import EXPORTED, Engine, Verdict
 from qrecipe.planning.programs import LOOKS_UP, SAVES_MEMORY, WEIGHT_ONLY, no_operator
 from qrecipe.planning.saturation import (
@@ -175,9 +176,11 @@ def outcomes(
 ) -> dict[str, Outcome]:
     """Each operation's outcome by name, in order of execution."""
     readers = readers_of_seven_bits(inventory, decisions, backend)
+    tokens = reads_tokens(inventory.model)
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
-        judge = _Judge(match, backend, phase, executor, found, readers.get(name))
+        reader = readers.get(name)
+        judge = _Judge(match, backend, phase, executor, found, reader, tokens)
         found[name] = judge.outcome(decisions[name])
     return found
 
@@ -238,7 +241,8 @@ def _float(reason: str, *, honoured: bool = True) -> Outcome:
 class _Judge:
     """Judges one operation; ``earlier`` has the outcomes of its producers.
 
-    ``reader`` is a kernel that reads the result and is limited to 7 bits, if there is one.
+    ``reader`` is a kernel that reads the result and is limited to 7 bits, if there is one;
+    ``reads_tokens`` tells that later inputs may be far shorter than the example.
     """
 
     match: Match
@@ -247,6 +251,7 @@ class _Judge:
     executor: Executor
     earlier: Mapping[str, Outcome]
     reader: str | None = None
+    reads_tokens: bool = False
 
     def outcome(self, decision: Decision) -> Outcome:
         found = self._outcome(decision)
@@ -377,14 +382,22 @@ class _Judge:
         if mode == "weight_only" and self.executor in DEQUANTIZE:
             is_table = isinstance(self.match.module, nn.Embedding)
             notes.append(LOOKS_UP if is_table else SAVES_MEMORY)
-        if mode == "static" and self.executor in PACK:
-            found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
+        if self.executor in PACK:
+            found = self._detour(mode, spec)
             if isinstance(found, str):
                 return _float(found, honoured=False)
             if found is not None:
                 notes += filter(None, [found.reason])
                 engine = found.engine
         return Outcome("quantized", mode, spec, "; ".join(notes) or None, engine=engine)
+
+    def _detour(self, mode: Mode, spec: QConfigSpec) -> Detour | str | None:
+        """Another engine for the site, or the reason to stay float."""
+        if mode != "weight_only" and not self.reads_tokens and has_choice(self.match):
+            return faster_linear(self.match, self.backend, spec.weight)
+        if mode == "static":
+            return detour(self.match, self.backend, spec.weight, self._input_levels(spec))
+        return None
 
     def _input_levels(self, own: QConfigSpec) -> int:
         """The most integers that the input may span."""

@@ -1,5 +1,7 @@
 """Convolutions that one engine computes wrongly or slowly, but another one correctly.
 
+Large linear layers are in `planning.large_layers`.
+
 torch packs weights for the current engine, and packed weights run under any engine, so a site can
 be packed for another engine than its backend's. Whether the engine x86 uses onednn or fbgemm for a
 convolution depends on the CPU. Detours do not, so plans are the same on every CPU.
@@ -326,4 +328,4 @@ def _is_fast_depthwise(shape: Convolution) -> bool:
 
 
 def _is_symmetric(weight: TensorSpec | None) -> bool:
-    return weight is not None and (weight.qscheme or "").endswith("symmetric")
+    return weight is not None and weight.is_symmetric

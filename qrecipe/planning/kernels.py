@@ -118,8 +118,7 @@ def weight_refusal(
         parameters = [] if match.module is None else match.module.parameters()
         if any(p.numel() and float(p.detach().abs().max()) > _MOST_FLOAT16 for p in parameters):
             return f"it has weights beyond {_MOST_FLOAT16:g}, the limit of float16"
-    is_symmetric = (weight.qscheme or "").endswith("symmetric")
-    if backend == "onednn" and weight.dtype == "int8" and not is_symmetric:
+    if backend == "onednn" and weight.dtype == "int8" and not weight.is_symmetric:
         return "onednn takes symmetric weights only"
     columns = getattr(match.module, "embedding_dim", 0)
     if weight.dtype == "uint4" and columns % 2:

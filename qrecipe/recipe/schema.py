@@ -151,6 +151,11 @@ class TensorSpec(Table, json_schema_extra={"minProperties": 1}):
     )
 
     @property
+    def is_symmetric(self) -> bool:
+        """Whether its zero points are zero; onednn takes no other weights."""
+        return (self.qscheme or "").endswith("symmetric")
+
+    @property
     def is_per_tensor(self) -> bool:
         """Whether one scale serves the whole tensor, as it does without a ``qscheme``."""
         return self.qscheme is None or self.qscheme.startswith("per_tensor")

@@ -16,6 +16,7 @@ from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.eager.scaled import give_scales, take_scales
 from qrecipe.execution.engine import engine
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, plan_of_one
+from qrecipe.execution.linear_engines import is_linear, pack_linear
 from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Recorded, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
@@ -115,6 +116,10 @@ class EagerPart:
         ):
             if rules:  # without rules, torch would use its own
                 quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
+        for path, own in self.plan.engines.items():
+            layer = converted.get_submodule(path)
+            if is_linear(layer):
+                pack_linear(layer, own)
         for path in rules:
             keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
         give_scales(converted, factors)
