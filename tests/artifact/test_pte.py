@@ -295,3 +295,30 @@ def test_another_backend_is_not_written_for_executorch(tmp_path):
     with pytest.raises(ArtifactError, match=r'QR512(?s:.)*backend = "executorch"'):
         qrecipe.export_pte(converted, tmp_path / "net.pte", net.batches(1)[0])
     assert not (tmp_path / "net.pte").exists()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 4), nn.Linear(4, 4)
+
+    def forward(self, x, scale):
+        return self.last(torch.relu(self.first(x) * scale))
+
+
+def test_an_input_without_dimensions_that_is_rounded_is_named_and_what_is_said_helps(tmp_path):
+    pytest.importorskip("executorch")
+    torch.manual_seed(0)
+    file, x, scale = tmp_path / "net.pte", torch.randn(4, 8), torch.tensor(2.0)
+
+    def export(number, rules=""):
+        batch = (x, number)
+        a_recipe = qrecipe.parse_recipe(EXECUTORCH + rules)
+        made = qrecipe.quantize(Scaled().eval(), a_recipe, [batch] * 10, executor="pt2e")
+        qrecipe.export_pte(made, file, batch)
+
+    with pytest.raises(ArtifactError, match=r'QR512 .* "scale"') as raised:
+        export(scale)
+    assert raised.value.findings[0].hint == "pass scale.reshape(1), or leave :mul float, by a rule"
+    export(scale.reshape(1))
+    export(scale, '[rules.module_name]\n":mul" = "float"\n')

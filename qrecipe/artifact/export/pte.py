@@ -23,10 +23,10 @@ from qrecipe.artifact.saving import text_of
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
-from qrecipe.errors.text import shown_names
+from qrecipe.errors.text import shown, shown_names
 from qrecipe.errors.warn import settle
-from qrecipe.model.addresses import site_of
-from qrecipe.model.call import Inputs
+from qrecipe.model.addresses import quantizes_tensor, site_of
+from qrecipe.model.call import Inputs, bound
 from qrecipe.model.exported import exported_as_it_is
 from qrecipe.model.nested import map_tensors, tensors_in
 from qrecipe.process.memory import failing_as
@@ -80,6 +80,7 @@ def write_pte(
         message = f"the model is for {program.plan.backend}, whose integers XNNPACK does not have"
         hint = f'quantize it with backend = "{_BACKEND}"'
         raise ArtifactError(Finding("QR512", message, hint=hint))
+    _check_dimensions(program)
     _return_leaves(program.graph_module)
     _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
@@ -117,6 +118,23 @@ def _deviations(program: Program, found: Sequence[Tensor]) -> tuple[Deviation, .
         message = f"the file is {reached:.1f} dB from the model, but no site of it alone"
         raise AuditError(Finding("QR412", message, hint="report the model"))
     return deviations
+
+
+def _check_dimensions(program: Program) -> None:
+    """Raises ``ArtifactError`` (QR512) for an input without dimensions that XNNPACK would round.
+
+    A pass of ExecuTorch takes the first element of what is rounded.
+    """
+    given = bound(program.graph_module, program.inputs).arguments
+    for node in program.graph_module.graph.find_nodes(op="placeholder"):
+        name = str(node.target)
+        value = given[name]
+        rounded = next(filter(quantizes_tensor, node.users), None)
+        if isinstance(value, Tensor) and not value.dim() and rounded is not None:
+            reader = next(iter(next(iter(rounded.users)).users))
+            text = f"XNNPACK has no integers for {shown(name)}, a tensor without dimensions"
+            hint = f"pass {name}.reshape(1), or leave {site_of(reader)} float, by a rule"
+            raise ArtifactError(Finding("QR512", text, hint=hint))
 
 
 def _weight_of(layer: fx.Node) -> str:
