@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from qrecipe.errors.findings import PlanError, TraceError
+from qrecipe.errors.findings import Finding, PlanError, TraceError
 from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs, bind, on_few
 from qrecipe.model.changes import is_in_place
@@ -83,10 +83,10 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
         with torch.no_grad(), held_back([("", Warning)]):
             actual = _Recorder(graph_module).run(*args)
     except Exception as error:
-        raise _different(f"the traced graph does not run: {first_line(error)}", model) from error
+        raise _different(f"does not run: {first_line(error)}", model) from error
     found = difference(expected, actual)
     if found is not None:
-        raise _different(f"the traced graph computes something else than the model: {found}", model)
+        raise _different(f"computes something else than the model: {found}", model)
     return Example(few.cloned(), expected)
 
 
@@ -126,12 +126,31 @@ def _unproven(message: str, hint: str, *notes: str) -> TraceError:
     return TraceError(unfit(message, hint, *notes).findings)
 
 
-def _different(message: str, model: nn.Module) -> TraceError:
+class DifferentGraphError(TraceError):
+    """A graph does not compute what the model computes (QR306)."""
+
+
+_GRAPH = "the traced graph"
+
+
+def of_export(error: DifferentGraphError) -> Finding:
+    """The finding about what torch.export made of a model that cannot be traced."""
+    (finding,) = error.findings
+    return replace(
+        finding,
+        message=finding.message.replace(_GRAPH, "the program that torch.export makes", 1),
+        hint="torch.export follows Python code, such as a loop over the samples of a batch, as the "
+        "example inputs take it: compute with whole tensors, for any number of samples",
+        notes=(),
+    )
+
+
+def _different(message: str, model: nn.Module) -> DifferentGraphError:
     """The error with what tracing may have missed: a difference does not show its cause."""
     own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
     leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"
-    return _unproven(
-        message,
+    error = _unproven(
+        f"{_GRAPH} {message}",
         "tracing may have taken another branch: isinstance(x, torch.Tensor) and "
         "torch.is_grad_enabled() differ in it; remove the branch, or ask for "
         "isinstance(x, (tuple, list))",
@@ -139,6 +158,7 @@ def _different(message: str, model: nn.Module) -> TraceError:
         "whatever depends on data: write it out of place",
         *([leave_out] if any(module is not model for module in own) else []),
     )
+    return DifferentGraphError(error.findings)
 
 
 class _Recorder(Interpreter):

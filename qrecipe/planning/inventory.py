@@ -22,6 +22,7 @@ from qrecipe.model.opened.opening import Opening, opened_at, opening_of
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
 from qrecipe.model.trace import trace_part
+from qrecipe.model.trace_proof import DifferentGraphError, of_export
 from qrecipe.model.untraceable import UntraceableError
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning.asked import ASKED, TRAIN
@@ -80,7 +81,7 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
             return _inventory_of(model, less, recipe, inputs)
         untraced: Inventory | None = None
         if recipe.executor == "pt2e":
-            untraced = _traced(opened, recipe, inputs, exported_part)
+            untraced = _exported(opened, recipe, inputs, error)
         elif recipe.executor is None:
             untraced = _untraced_inventory(opened, recipe, inputs, error)
         if untraced is None:
@@ -105,6 +106,18 @@ def _traced(
 ) -> Inventory:
     config = own_backend_config(recipe.backend)
     return take_inventory(model, inputs, recipe.fx, config, recipe.phase, tracing)
+
+
+def _exported(model: nn.Module, recipe: Recipe, inputs: Inputs, traced: TraceError) -> Inventory:
+    """The inventory of what torch.export makes of a model; its errors say why no trace does."""
+    try:
+        return _traced(model, recipe, inputs, exported_part)
+    except TraceError as error:
+        (finding,) = error.findings
+        if isinstance(error, DifferentGraphError):
+            finding = of_export(error)
+        why = f"without torch.export: {traced.findings[0].message}"
+        raise TraceError(replace(finding, notes=(*finding.notes, why))) from error
 
 
 def _with_other_ways(

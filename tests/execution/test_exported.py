@@ -16,7 +16,7 @@ from training import qat_recipe
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.errors.findings import QRecipeWarning, TraceError, UnmatchedRuleError
+from qrecipe.errors.findings import PlanError, QRecipeWarning, TraceError, UnmatchedRuleError
 
 MINMAX = "builtin:x86-static-minmax"
 
@@ -106,6 +106,39 @@ def test_what_cannot_be_exported_is_an_error_without_torchs_output(capfd):
     with pytest.raises(TraceError, match="QR305 the model cannot be exported"):
         qrecipe.plan(UNTRACEABLE.model(), MINMAX, UNTRACEABLE.batches(1)[0], executor="pt2e")
     assert capfd.readouterr().err == ""
+
+
+class BySample(nn.Module):
+    """Asks for the number of samples as Python does, unless it is given another way."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.way = nn.Linear(6, 4), way
+
+    def forward(self, x):
+        return self.way(self.layer, x)
+
+
+def in_a_loop(layer, x):
+    return torch.stack([layer(x[index]) for index in range(x.shape[0])])
+
+
+def by_size(layer, x):
+    return layer(x) if x.shape[0] > 3 else layer(x) * 2
+
+
+@pytest.mark.parametrize("way", [in_a_loop, by_size])
+def test_code_that_depends_on_the_number_of_samples_is_shown_and_what_is_said_helps(way):
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    with pytest.raises(PlanError, match=r"QR306 the program that torch\.export makes ") as raised:
+        qrecipe.plan(BySample(way).eval(), MINMAX, x, executor="pt2e")
+    (finding,) = raised.value.findings
+    assert "such as a loop over the samples of a batch" in finding.hint
+    (note,) = finding.notes
+    assert note.startswith("without torch.export: the model's own forward (BySample) cannot be")
+    assert "x.shape[0]" in note
+    assert qrecipe.plan(BySample(lambda layer, x: layer(x)).eval(), MINMAX, x, executor="pt2e")
 
 
 def test_a_module_that_is_kept_out_stays_whole(model, batches):
