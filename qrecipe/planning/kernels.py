@@ -104,6 +104,9 @@ def _lacks_batch(node: fx.Node, module: nn.Module | None) -> bool:
     return _value(source).rank == len(module.kernel_size) + 1
 
 
+NOT_TRAINED = 'training does not simulate float16: set phase = "ptq"'
+
+
 def weight_refusal(
     match: Match, backend: Backend, phase: Phase, weight: TensorSpec | None
 ) -> str | None:
@@ -114,7 +117,7 @@ def weight_refusal(
         if backend == "qnnpack":
             return "qnnpack has no float16 kernels"
         if phase == "qat":
-            return 'training does not simulate float16: set phase = "ptq"'
+            return NOT_TRAINED
         parameters = [] if match.module is None else match.module.parameters()
         if any(p.numel() and float(p.detach().abs().max()) > _MOST_FLOAT16 for p in parameters):
             return f"it has weights beyond {_MOST_FLOAT16:g}, the limit of float16"

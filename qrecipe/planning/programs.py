@@ -10,6 +10,7 @@ from torch import nn
 
 from qrecipe._torch_fx import DTypeConfig
 from qrecipe.model.graph_sites import Match
+from qrecipe.planning.kernels import NOT_TRAINED
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Phase
 
@@ -29,15 +30,19 @@ LOOKS_UP = "takes a quarter of the memory: the rows that are looked up become fl
 
 def no_operator(match: Match, qconfig: QConfigSpec, phase: Phase) -> str | None:
     """Why an operation cannot be quantized so in a program; None if nothing is known."""
+    is_half = qconfig.weight is not None and qconfig.weight.dtype == "float16"
+    if is_half and phase == "qat":
+        return NOT_TRAINED
+    others = "FX graph mode does" if phase == "qat" else "FX graph mode and eager mode do"
     if isinstance(match.module, (nn.RNNBase, nn.RNNCellBase)):
-        return 'executor = "pt2e" has no recurrent layers: FX graph mode and eager mode do'
+        return f'executor = "pt2e" has no recurrent layers: {others}'
     if isinstance(match.module, nn.EmbeddingBag):
-        return 'executor = "pt2e" has no bags of integers: FX graph mode and eager mode do'
+        return f'executor = "pt2e" has no bags of integers: {others}'
     if isinstance(match.module, nn.Embedding) and qconfig.weight is not None:
         if phase == "qat":
-            return 'executor = "pt2e" trains no embeddings in integers: FX graph mode does'
+            return f'executor = "pt2e" trains no embeddings in integers: {others}'
         if qconfig.weight.dtype == "uint4":
-            return 'executor = "pt2e" has no 4-bit tables: FX graph mode and eager mode do'
-    if qconfig.weight is not None and qconfig.weight.dtype == "float16":
-        return 'executor = "pt2e" has no float16: FX graph mode and eager mode do'
+            return f'executor = "pt2e" has no 4-bit tables: {others}'
+    if is_half:
+        return f'executor = "pt2e" has no float16: {others}'
     return None

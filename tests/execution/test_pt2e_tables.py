@@ -110,6 +110,44 @@ def test_what_has_no_table_of_bytes_is_refused():
         qrecipe.plan(model, half, batches[0], executor="pt2e")
 
 
+def refused(kind):
+    """A model, and recipes for its table: of bytes or 4 bits, trained or not."""
+    torch.manual_seed(0)
+    table = nn.EmbeddingBag(20, 16, mode="sum") if kind == "bag" else nn.Embedding(20, 16)
+    model = nn.Sequential(table, nn.Linear(16, 4)).eval()
+    dtype = "uint4" if kind == "4 bits" else "uint8"
+    rules = (
+        TABLES.replace("uint8", dtype).replace("_type", "_name").replace("torch.nn.Embedding", "0")
+    )
+    phase = "qat" if kind == "training" else "ptq"
+    return model, recipe(rules, base="builtin:x86-dynamic", head=f'phase = "{phase}"')
+
+
+@pytest.mark.parametrize("kind", ["bag", "4 bits"])
+def test_who_has_what_programs_lack_is_said_and_has_it(kind):
+    model, asked = refused(kind)
+    ids = torch.randint(0, 20, (4, 5))
+    with pytest.raises(UnsupportedError, match=r"QR303 (?s:.)*FX graph mode and eager mode do"):
+        qrecipe.plan(model, asked, ids, executor="pt2e")
+    one, other = (
+        qrecipe.quantize(model, asked, [ids], executor=executor) for executor in ("fx", "eager")
+    )
+    assert torch.equal(one(ids), other(ids))
+    assert output_sqnr_db(model(ids), other(ids)) > 20
+    left = recipe('[rules.module_name]\n"0" = "float"\n', base="builtin:x86-dynamic")
+    assert qrecipe.plan(model, left, ids, executor="pt2e")["0"].verdict == "float"
+
+
+def test_who_trains_tables_is_said_and_does():
+    model, asked = refused("training")
+    ids = torch.randint(0, 20, (4, 5))
+    with pytest.raises(UnsupportedError, match=r"QR303 (?s:.)*FX graph mode does\n"):
+        qrecipe.plan(model, asked, ids, executor="pt2e")
+    assert qrecipe.plan(model, asked, ids, executor="fx")["0"].mode == "weight_only"
+    with pytest.raises(UnsupportedError, match="does not train"):
+        qrecipe.plan(model, asked, ids, executor="eager")
+
+
 def test_a_table_that_stayed_float_is_found(monkeypatch):
     monkeypatch.setattr(part_module, "store_tables", lambda prepared, plan: None)
     model, batches = words()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
@@ -120,6 +122,9 @@ class EagerPart:
             layer = converted.get_submodule(path)
             if is_linear(layer):
                 pack_linear(layer, own)
+        for site in self.plan.sites:
+            if site.qconfig and site.qconfig.weight and site.qconfig.weight.dtype == "uint4":
+                _look_up_4_bits(converted.get_submodule(site.name))
         for path in rules:
             keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
         give_scales(converted, factors)
@@ -132,6 +137,11 @@ class EagerPart:
             if isinstance(module, DynamicRecurrent):
                 vars(module)["flatten_parameters"] = _nothing_to_flatten
         return converted
+
+
+def _look_up_4_bits(embedding: Any) -> None:
+    """Let a table of 4 bits be read as one: torch's embeddings from eager mode read bytes."""
+    embedding.dtype = embedding._packed_params.dtype = torch.quint4x2
 
 
 def _nothing_to_flatten() -> None:
