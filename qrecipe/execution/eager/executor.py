@@ -122,9 +122,7 @@ class EagerPart:
             layer = converted.get_submodule(path)
             if is_linear(layer):
                 pack_linear(layer, own)
-        for site in self.plan.sites:
-            if site.qconfig and site.qconfig.weight and site.qconfig.weight.dtype == "uint4":
-                _look_up_4_bits(converted.get_submodule(site.name))
+        _look_up_4_bits(converted, self.plan)
         for path in rules:
             keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
         give_scales(converted, factors)
@@ -139,9 +137,12 @@ class EagerPart:
         return converted
 
 
-def _look_up_4_bits(embedding: Any) -> None:
-    """Let a table of 4 bits be read as one: torch's embeddings from eager mode read bytes."""
-    embedding.dtype = embedding._packed_params.dtype = torch.quint4x2
+def _look_up_4_bits(converted: nn.Module, plan: Plan) -> None:
+    """Let tables of 4 bits be read as such, in place: torch's eager mode reads bytes."""
+    for site in plan.sites:
+        if site.qconfig and site.qconfig.weight and site.qconfig.weight.dtype == "uint4":
+            embedding: Any = converted.get_submodule(site.name)
+            embedding.dtype = embedding._packed_params.dtype = torch.quint4x2
 
 
 def _nothing_to_flatten() -> None:
