@@ -144,11 +144,11 @@ class _Alone:
     def kernel(self, configs: Configs, unjudged: Collection[str]) -> Kernel:
         """Its quantized kernel, or the reference of one that saturates on this CPU alone."""
         name, reference = self.lone.site.name, execution.reference(self.prepared, configs)
-        if name in unjudged:
-            pad_explicitly(reference)
-            return Kernel(name, reference.eval())
         kinds: Kinds = {}
         engines = self.plan.engines
         converted = execution.lowered(reference, self.prepared, configs, engines, kinds)
         settle(structure_findings(self.plan, converted, kinds), ())
+        if name in unjudged:
+            converted = execution.reference(self.prepared, configs)
+            pad_explicitly(converted)
         return Kernel(name, converted.eval())
