@@ -101,14 +101,14 @@ def test_what_computes_otherwise_is_named_and_what_only_rounds_is_not(converted)
     x = NET.batches(1)[0]
     program = Program.of(converted, qrecipe.Inputs.from_batch(x))
 
-    def right(graph_module, args):
-        return graph_module
+    def right(graph_module, inputs):
+        return inputs.call(graph_module)
 
-    def wrong(graph_module, args):
+    def wrong(graph_module, inputs):
         changed = apart(program.graph_module, program.inputs).sites.index("layer1.0:add")
-        return lambda *given: [
+        return [
             each * (1.2 if number == changed else 1.0)
-            for number, each in enumerate(graph_module(*given))
+            for number, each in enumerate(inputs.call(graph_module))
         ]
 
     output = program.output()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qrecipe.artifact.export.integer_kernels import kernel_before
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.interpreter import Interpreter
@@ -19,15 +20,15 @@ from qrecipe.model.nested import cloned
 class Apart:
     """A graph with a result for each site, arguments for it, and what the program has there.
 
-    ``unrounded`` are the same results before they are rounded, ``steps`` the distances between two
-    values that a result can take, None if it is float.
+    ``unrounded`` are the same results before they are rounded, None where XNNPACK adds integers.
+    ``steps`` are the distances between two values that a result can take, None if it is float.
     """
 
     graph_module: fx.GraphModule
     args: tuple[Any, ...]
     sites: tuple[str, ...]
     expected: tuple[Tensor, ...]
-    unrounded: tuple[Tensor, ...]
+    unrounded: tuple[Tensor | None, ...]
     steps: tuple[float | None, ...]
 
 
@@ -46,7 +47,10 @@ def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
         tuple(cloned(recorder.values[node]) for node in cut.inputs),
         tuple(results),
         tuple(recorder.values[node] for node in results.values()),
-        tuple(recorder.values[node] for node in given.values()),
+        tuple(
+            None if _is_whole(results[name]) else recorder.values[node]
+            for name, node in given.items()
+        ),
         tuple(map(_step, results.values())),
     )
 
@@ -69,6 +73,10 @@ def _rounded(node: fx.Node) -> fx.Node:
     if len(users) != 1 or not is_conversion(users[0]):
         return node
     return next(iter(users[0].users), node)
+
+
+def _is_whole(result: fx.Node) -> bool:
+    return is_conversion(result) and kernel_before(result.all_input_nodes[0]) is not None
 
 
 def _step(result: fx.Node) -> float | None:

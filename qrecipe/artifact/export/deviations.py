@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +26,15 @@ _SHOWN = 3
 class Result:
     """What a site gives in a program, and what a compiled one gives for the same.
 
-    ``unrounded`` is what the program rounds there, ``step`` the distance between two values that
-    the result can take, None if it is float.
+    ``unrounded`` is what the program rounds there, None if integers are added and the result is
+    known exactly. ``step`` is the distance between two values that the result can take, None if it
+    is float.
     """
 
     site: Site
     expected: Tensor
     found: Tensor
-    unrounded: Tensor
+    unrounded: Tensor | None
     step: float | None
 
     @property
@@ -69,10 +70,21 @@ class Deviation:
         return f"{self.site} ({self.op}) in {self.different:,} of {self.results:,} results, {how}"
 
 
-def differing(deviations: Sequence[Deviation]) -> str:
-    """The deviations of a file in a sentence, with those that have most."""
+def differing(results: Iterable[Result]) -> tuple[Deviation, ...]:
+    return tuple(Deviation.of(each) for each in results if each.differs)
+
+
+def agreement(deviations: Sequence[Deviation], *, exact: bool) -> str:
+    """What of a file is the same as in its model, in a sentence; see `lowering.Lowering`."""
+    same = "the file gives the same bits as the model"
+    if exact:
+        return f"{same} computed in integers; {_most(deviations)}" if deviations else same
     if not deviations:
-        return "the file gives the same bits as the model"
+        return "run alone, each site of the file gives the same bits as the model"
+    return _most(deviations)
+
+
+def _most(deviations: Sequence[Deviation]) -> str:
     most = sorted(deviations, key=lambda each: -each.different / each.results)[:_SHOWN]
     one = len(deviations) == 1
     what = f"{counted(len(deviations), 'site')} of it {'differs' if one else 'differ'}"
@@ -92,12 +104,17 @@ def in_db(result: Result) -> str | None:
 
 
 def at_ties(result: Result) -> str | None:
-    """A `Judge` that takes for right what lies between two steps and is rounded the other way."""
+    """A `Judge` of what is rounded: only what was float before may be rounded the other way.
+
+    That is so where it lies between two steps.
+    """
     if result.step is None or not result.differs:
         return in_db(result)
     steps = (result.found - result.expected).abs() / result.step
     if not float(steps.max()) < _ONE_STEP:
         return f"{float(steps.max()):.0f} quantization steps"
+    if result.unrounded is None:
+        return "one quantization step"
     to_tie = ((result.unrounded.double() / result.step).remainder(1) - 0.5).abs()
     farthest = float((to_tie * (steps > 0.5)).max())
     return None if farthest <= _TIE else f"one quantization step ({farthest:.2f} from a tie)"

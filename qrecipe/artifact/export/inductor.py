@@ -110,13 +110,15 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
     alone = {site.name for site in program.plan.sites if site.mode == "weight_only"}
     rounded = [node for node in layers if site_of(node) not in alone]
     missing = list(_missing(rounded, kernels))
-    settle(
-        missing or list(lowered_findings(program, found, lambda graph, args: Lowered(graph))), ()
-    )
+    settle(missing or list(lowered_findings(program, found, _lowered)), ())
     able = tuple(name for _, names in KERNELS.values() for name in names)
     made = [node for node in rounded if str(node.target).startswith(able)]
     left = [site_of(node) or "" for node in layers if node not in made]
     return Lowering("Inductor", len(made), tuple(left), seconds)
+
+
+def _lowered(graph_module: fx.GraphModule, inputs: Inputs) -> Any:
+    return inputs.call(Lowered(graph_module))
 
 
 def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[Finding]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qrecipe.artifact.export.apart import apart
-from qrecipe.artifact.export.deviations import Deviation, Judge, Result, differing, in_db
+from qrecipe.artifact.export.deviations import Deviation, Judge, Result, agreement, in_db
 from qrecipe.artifact.export.program import Program
 from qrecipe.audit.modules import computes_otherwise
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
+from qrecipe.model.call import Inputs
 from qrecipe.model.nested import tensors_in
 
-Compile = Callable[[fx.GraphModule, tuple[Any, ...]], Callable[..., Any]]
-"""A graph, and arguments for it, to what computes the graph."""
+Compute = Callable[[fx.GraphModule, Inputs], Sequence[Tensor]]
+"""A graph that returns a tuple, and inputs, to what it gives for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Lowering:
     ``seconds`` is the time that compiling took. ``without_kernel`` are the sites that the compiler
     has no integer kernel for: they compute the same with float kernels. ``deviations`` are the
     sites whose results differ from the program's if each is run alone, none if the whole gives the
-    same bits; None if only a difference that matters was looked for.
+    same bits; None if only a difference that matters was looked for. ``exact`` is whether the whole
+    gives the bits of the program, or those of the program computed in integers.
     """
 
     compiler: str
@@ -39,13 +41,16 @@ class Lowering:
     without_kernel: tuple[str, ...]
     seconds: float
     deviations: tuple[Deviation, ...] | None = None
+    exact: bool = False
 
     def __str__(self) -> str:
         made = f"{self.compiler} made {counted(self.layers, 'integer kernel')} of the layers"
         left = ", ".join(self.without_kernel)
         has_none = f"; it has none for {left}" if left else ""
         text = f"{made} with weights in {self.seconds:.1f} s{has_none}"
-        return text if self.deviations is None else f"{text}\n{differing(self.deviations)}"
+        if self.deviations is None:
+            return text
+        return f"{text}\n{agreement(self.deviations, exact=self.exact)}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +71,7 @@ def _is_weight(node: fx.Node) -> bool:
     return is_dequantized and node.all_input_nodes[0].op == "get_attr"
 
 
-def lowered_findings(program: Program, found: Any, compile: Compile) -> Iterator[Finding]:
+def lowered_findings(program: Program, found: Any, compute: Compute) -> Iterator[Finding]:
     """Where a compiled program computes something else than the program (QR411, QR412).
 
     ``found`` is what it gives for the program's inputs. Roundings that fall the other way add up in
@@ -76,21 +81,21 @@ def lowered_findings(program: Program, found: Any, compile: Compile) -> Iterator
     reached = output_sqnr_db(expected, list(tensors_in(found)))
     if reached is None or reached >= RIGHT_DB:
         return
-    wrong = list(judged_apart(results_apart(program, compile), in_db))
+    wrong = list(judged_apart(results_apart(program, compute), in_db))
     yield from wrong
     if not wrong and math.isnan(reached):
         yield Finding("QR412", "the compiled program gives NaN", hint="report the model")
 
 
-def results_apart(program: Program, compile: Compile) -> Iterator[Result]:
-    """What the sites give if they are compiled apart from the others.
+def results_apart(program: Program, compute: Compute) -> Iterator[Result]:
+    """What the sites give if they are computed apart from the others.
 
     Each is given what it reads in the program.
     """
     sites = {site.name: site for site in program.plan.sites}
     alone = apart(program.graph_module, program.inputs)
     with torch.no_grad():
-        found = compile(alone.graph_module, alone.args)(*alone.args)
+        found = compute(alone.graph_module, Inputs(alone.args))
     own = map(sites.__getitem__, alone.sites)
     values = (own, alone.expected, found, alone.unrounded, alone.steps)
     yield from (Result(*each) for each in zip(*values, strict=True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_ao import quiet
 from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.deviations import Deviation, at_ties
+from qrecipe.artifact.export.deviations import Deviation, at_ties, differing
+from qrecipe.artifact.export.integers import in_integers
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.lowering import Lowering, judged_apart, layers_of, results_apart
 from qrecipe.artifact.export.program import Program, Sizes
@@ -95,29 +97,37 @@ def write_pte(
     content = _content(edge)
     seconds = time.perf_counter() - started
     found = _run(content, program.inputs)
-    deviations = _deviations(program, found)
+    exact, deviations = _compared(program, found)
     write(file, lambda stream: stream.write(content))
-    lowering = Lowering("XNNPACK", len(layers), (), seconds, deviations)
+    lowering = Lowering("XNNPACK", len(layers), (), seconds, deviations, exact)
     return Written(Run(program.inputs, found, None), lowering)
 
 
-def _deviations(program: Program, found: Sequence[Tensor]) -> tuple[Deviation, ...]:
-    """The sites that give other results than in the program; none if the whole gives the same.
+def _compared(program: Program, found: Sequence[Tensor]) -> tuple[bool, tuple[Deviation, ...]]:
+    """Whether a file gives the bits of the program, and the sites that do not, see `Lowering`.
 
     Raises ``AuditError`` if one computes something else (QR411), or the whole does (QR412).
     """
-    expected = list(tensors_in(program.output()))
-    if all(map(torch.equal, expected, found)):
-        return ()
-    results = list(results_apart(program, _compiled))
-    settle(judged_apart(results, at_ties), ())
-    deviations = tuple(Deviation.of(each) for each in results if each.differs)
+    if _same(list(tensors_in(program.output())), found):
+        return True, ()
+    expected = in_integers(program.graph_module, program.inputs)
+    exact = list(results_apart(program, in_integers))
+    if _same(expected, found):
+        return True, differing(exact)
+    compiled = list(results_apart(program, _computed))
+    pairs = zip(compiled, exact, strict=True)
+    judged = [replace(each, expected=integers.found) for each, integers in pairs]
+    settle(judged_apart(judged, at_ties), ())
     reached = output_sqnr_db(expected, list(found))
-    least = JUDGEABLE_DB if deviations else RIGHT_DB
+    least = JUDGEABLE_DB if any(each.differs for each in judged) else RIGHT_DB
     if reached is not None and not reached >= least:
         message = f"the file is {reached:.1f} dB from the model, but no site of it alone"
         raise AuditError(Finding("QR412", message, hint="report the model"))
-    return deviations
+    return False, differing(compiled)
+
+
+def _same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    return len(expected) == len(found) and all(map(torch.equal, expected, found))
 
 
 def _check_dimensions(program: Program) -> None:
@@ -200,10 +210,10 @@ def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
     return [each.clone() for each in found]
 
 
-def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:
-    dense = _dense(Inputs(args))
+def _computed(graph_module: fx.GraphModule, inputs: Inputs) -> list[Tensor]:
+    dense = _dense(inputs)
     content = _content(_partitioned(exported_as_it_is(graph_module, dense.args, {})))
-    return lambda *given: _run(content, _dense(Inputs(given)))
+    return _run(content, dense)
 
 
 def _dense(inputs: Inputs) -> Inputs:
