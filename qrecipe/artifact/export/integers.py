@@ -47,7 +47,7 @@ class _Integers(Interpreter):
         return OnGrid((values.double() / scale).round(), grid)
 
     def _grid(self, conversion: fx.Node) -> Grid:
-        scale, zero_point = (stored_value(each, self.module) for each in conversion.args[1:3])
+        scale, zero_point = (stored_value(each) for each in conversion.args[1:3])
         if isinstance(scale, Tensor):  # of a weight, which has no zero point
             return Grid(scale.float(), 0)
         return Grid(torch.tensor(scale, dtype=torch.float32), zero_point)
