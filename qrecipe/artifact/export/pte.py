@@ -54,9 +54,9 @@ def export_pte(
     or with ``dynamic_shapes=None`` only as many, which may be faster; it takes other sizes, and a
     single sample, as they are. Its operators are those of XNNPACK,
     which computes in integers. The file takes and returns tensors: containers are flattened in
-    order, keywords in that of the signature. It is loaded in ExecuTorch's runtime and compared with
-    the model before it is written: both give the same bits, or each site alone gives the same
-    integers, except for results between two that are rounded the other way.
+    order, keywords in that of the signature. It is loaded in ExecuTorch's runtime and compared
+    before it is written: it gives the bits of the model, or of the model computed in integers. If
+    some operators compute in float, which differs in the last place, each other site alone does.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501), or not as a program or for
