@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import linecache
 import subprocess
 import sys
@@ -71,6 +72,20 @@ def test_no_batch_is_kept_by_calibration():
     tally = Tally()
     many_batches(40, tally)
     assert tally.failures == []
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+def test_no_graph_is_kept_once_nobody_holds_the_model(executor):
+    if executor == "pt2e":
+        pytest.importorskip("torchao")
+    net, text = NETS["mlp"], f'format = 1\nextends = "{STATIC}"\nexecutor = "{executor}"\n'
+    recipe = qrecipe.parse_recipe(f'{text}[lint]\nignore = ["QR201"]\n')
+    found = []
+    for _ in range(3):  # the first time, torch caches some of its own
+        qrecipe.quantize(net.model(), recipe, net.batches(2), progress=False)
+        gc.collect()
+        found.append(sum(isinstance(each, fx.GraphModule) for each in gc.get_objects()))
+    assert found[1] == found[2]
 
 
 def test_the_source_of_a_graph_goes_with_the_graph_and_others_stay():

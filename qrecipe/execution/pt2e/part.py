@@ -33,7 +33,7 @@ from qrecipe.execution.pt2e.reference import conversion_findings, reference
 from qrecipe.execution.pt2e.scales import shorten_zero_points, store_scales
 from qrecipe.execution.pt2e.structure import structure_findings
 from qrecipe.execution.pt2e.tables import round_tables, store_tables
-from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
+from qrecipe.execution.pt2e.torchao import convert_pt2e, models_forgotten, prepare_pt2e
 from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs, bind
@@ -141,7 +141,7 @@ def prepared_program(
     Raises ``PlanError`` (QR306) if torchao fails.
     """
     copied, what = structural_copy(program), "torchao cannot prepare the model"
-    with alone(), failing_as(PlanError, "QR306", what, _REPORT), quiet():
+    with alone(), failing_as(PlanError, "QR306", what, _REPORT), quiet(), models_forgotten():
         hide_batch_norms(copied)
         made = prepare_pt2e(copied, PlanQuantizer(plan))
         show_batch_norms(made)
@@ -159,7 +159,8 @@ def converted_program(
     Raises ``ExecutionError`` (QR405) if torchao fails.
     """
     what = "torchao could not convert the prepared model"
-    with alone(), failing_as(ExecutionError, "QR405", what, _REPORT), quiet(), torch.no_grad():
+    failing = failing_as(ExecutionError, "QR405", what, _REPORT)
+    with alone(), failing, quiet(), models_forgotten(), torch.no_grad():
         observed = with_weights_observed(prepared)  # a copy: conversion changes it
         store_tables(observed, plan)
         hide_batch_norms(observed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import assert_and_get_unique_device
 from qrecipe.process.state import unheard
 
 with unheard(), quiet():  # it logs the kernels for GPUs that it cannot load
@@ -18,6 +21,7 @@ from torchao.quantization.pt2e.quantizer import (
     Quantizer,
     SharedQuantizationSpec,
 )
+from torchao.utils import _assert_and_get_unique_device
 
 __all__ = [
     "ObserverBase",
@@ -26,5 +30,19 @@ __all__ = [
     "Quantizer",
     "SharedQuantizationSpec",
     "convert_pt2e",
+    "models_forgotten",
     "prepare_pt2e",
 ]
+
+
+@contextmanager
+def models_forgotten() -> Iterator[None]:
+    """Let torchao, and what it uses of torch, forget the models that they are given inside.
+
+    Both look up the device of each through ``functools.cache``, which would keep it forever.
+    """
+    try:
+        yield
+    finally:
+        _assert_and_get_unique_device.cache_clear()
+        assert_and_get_unique_device.cache_clear()
