@@ -14,10 +14,11 @@ from qrecipe.artifact.loading import load_quantized
 from qrecipe.artifact.metadata import stored_model
 from qrecipe.artifact.rebuilding import Constants, recorded_with
 from qrecipe.errors.findings import QRecipeError
+from qrecipe.execution.engine import engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.joined import joined
 from qrecipe.execution.part import Exportable, Recorded
-from qrecipe.execution.provenance import Provenance, converted_graphs, provenance
+from qrecipe.execution.provenance import Provenance, converted_graphs, provenance, stored_plan
 from qrecipe.model.call import Inputs
 from qrecipe.model.dry_run import unusable
 from qrecipe.model.roots import inputs_of_roots
@@ -68,7 +69,7 @@ class Stored:
 
 def _check_taken(model: nn.Module, inputs: Inputs) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), engine_of(stored_plan(provenance(model))):
             inputs.cloned().call(model)
     except QRecipeError:
         raise
