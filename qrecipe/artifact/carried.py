@@ -209,7 +209,7 @@ def _check_name(path: Path) -> None:
     """Raises ArtifactError (QR505) for a name that only files of a runtime have."""
     graph = path.with_suffix(".xml")
     if path.suffix == ".bin" and graph.exists():
-        hint = f"if it has weights of OpenVINO, inspect {shown(str(graph))} beside it"
+        hint = f"if it has weights of OpenVINO, inspect {shown(graph.name)} beside it"
         raise problem("QR505", str(path), "says nothing about a recipe", hint)
     if path.suffix in _NAMES:
         raise problem("QR505", str(path), f"is damaged, or no file of {_NAMES[path.suffix]}")

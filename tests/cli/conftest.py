@@ -66,9 +66,14 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "bad.toml").write_text(RECIPE.format(observer="minmaxx"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    _forget_modules()  # another test may have left its own
     yield tmp_path
-    for name in [name for name in sys.modules if name in ("model", "helper", "plugin")]:
-        del sys.modules[name]
+    _forget_modules()
+
+
+def _forget_modules():
+    for name in ("model", "helper", "plugin"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
