@@ -96,26 +96,24 @@ def residual_sums(plan: Plan, inventory: Inventory) -> frozenset[str]:
 def norms_of_floats(plan: Plan, inventory: Inventory) -> frozenset[str]:
     """The static LayerNorms whose input is float."""
     return frozenset(
-        site.name
-        for site in plan.sites
-        if site.mode == "static"
-        and site.op in _WITH_A_KERNEL
-        and not _reads_integers(site, plan, inventory)
+        site.name for site in _norms(plan) if not _reads_integers(site, plan, inventory)
     )
 
 
 def slow_norms(plan: Plan, inventory: Inventory) -> frozenset[str]:
-    """The static LayerNorms that read integers and are faster in float all the same."""
+    """The static LayerNorms that are faster in float even if they read integers."""
     return frozenset(
-        site.name
-        for site in plan.sites
-        if site.mode == "static"
-        and site.op in _WITH_A_KERNEL
-        and (
-            _features(inventory.matches[site.name]) % _BLOCK
-            or not _gives_integers(inventory.matches[site.name].nodes[-1], plan)
-        )
+        site.name for site in _norms(plan) if _is_slow(inventory.matches[site.name], plan)
     )
+
+
+def _norms(plan: Plan) -> Iterator[Site]:
+    """The static norms that have an int8 kernel."""
+    return (site for site in plan.sites if site.mode == "static" and site.op in _WITH_A_KERNEL)
+
+
+def _is_slow(norm: Match, plan: Plan) -> bool:
+    return _features(norm) % _BLOCK != 0 or not _gives_integers(norm.nodes[-1], plan)
 
 
 def _features(match: Match) -> int:
