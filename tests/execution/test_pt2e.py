@@ -73,6 +73,13 @@ def program(calibrated):
     return compiled.convert(prepared)
 
 
+def test_the_random_numbers_of_the_caller_stay_as_they_are():
+    model, batches = joined()
+    before = torch.get_rng_state()
+    quantized(model, batches)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     "name", every(5, ["depthwise", "attention", "residual", "decoder", "shared_conv_two_norms"])
 )

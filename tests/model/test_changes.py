@@ -218,6 +218,77 @@ def test_every_change_reaches_all_who_share_the_memory(tmp_path):
     assert all(map(torch.equal, loaded(IMAGES), converted(IMAGES)))
 
 
+class ReadAfterwards(Changing):
+    """Convolves what a change has made of the output of a convolution."""
+
+    def __init__(self, changes):
+        super().__init__(changes)
+        self.heads = nn.ModuleDict({name: nn.Conv2d(8, 2, 3) for name in self.convs})
+
+    def forward(self, image):
+        results = []
+        parts = zip(self.convs.values(), self.changes, self.heads.values(), strict=True)
+        for conv, change, head in parts:
+            x = conv(image)
+            change(x)
+            results.append(head(x))
+        return results
+
+
+@torch.no_grad()
+def test_quantized_layers_read_what_a_change_has_made_in_a_program_too(tmp_path):
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    changes = {name: change for name, change in CHANGES.items() if name != "data"}  # torch fails
+    model = ReadAfterwards(changes).eval()
+    converted = qrecipe.quantize(
+        model, "builtin:x86-static-minmax", [IMAGES] * 10, executor="pt2e", progress=False
+    )
+    for name, expected, found in zip(changes, model(IMAGES), converted(IMAGES), strict=True):
+        assert sqnr_db(expected, found) > 25, name
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert all(map(torch.equal, loaded(IMAGES), converted(IMAGES)))
+
+
+def marked_zeros(self, x, index):
+    marks = torch.zeros(16)
+    marks[index] = 1
+    return marks
+
+
+def marked_copy(self, x, index):
+    marks = self.zeros.clone()
+    marks[index] = 1
+    return marks
+
+
+def marked_memory(self, x, index):
+    marks = torch.empty(x.shape[0], 16)
+    marks[:, ::2] = 0
+    marks[:, 1::2] = 0
+    marks[:, index] = 1
+    return marks
+
+
+@pytest.mark.parametrize("marks", [marked_zeros, marked_copy, marked_memory])
+@torch.no_grad()
+def test_what_a_program_writes_to_constants_is_gone_in_the_next_call(marks):
+    pytest.importorskip("torchao")
+    model = net_of(
+        lambda self, x, index: self.last(self.first(x) * marks(self, x, index)),
+        first=nn.Linear(8, 16),
+        last=nn.Linear(16, 4),
+    )
+    model.register_buffer("zeros", torch.zeros(16))
+    batches = [(torch.randn(16, 8), torch.tensor([k, k + 1])) for k in range(10)]
+    converted = qrecipe.quantize(
+        model, "builtin:x86-static-minmax", batches, executor="pt2e", progress=False
+    )
+    for batch in [*batches, *batches]:
+        assert sqnr_db(model(*batch), converted(*batch)) > 20
+
+
 def test_torch_loses_a_change_through_a_view_silently():
     model = net_of(lambda self, x: the_view_is_read(self.conv(x)), conv=nn.Conv2d(3, 8, 3))
     assert sqnr_db(model(IMAGES), plain.converted(model, plain.everything(), IMAGES)(IMAGES)) < 15

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from qrecipe.errors.text import first_line
 from qrecipe.execution.joined import Interpreted
 from qrecipe.execution.pt2e.inputs import GUARDS, Expected, InputChecks
+from qrecipe.execution.pt2e.written import read_what_was_written
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
@@ -75,6 +76,7 @@ def _with_signature(
             node.meta |= node.meta.get(_CUSTOM) or {}
         if node.op == "get_attr":
             _name_as_before(node, program)
+    read_what_was_written(graph)
     return fx.GraphModule(program, graph)
 
 

@@ -88,8 +88,16 @@ def _accuracy_findings(accuracy: float | None) -> Iterator[Finding]:
         )
 
 
+_aten: Any = torch.ops.aten
+
+_UNINITIALISED = (
+    *(_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_permuted.default),
+    *(_aten.empty_strided.default, _aten.new_empty.default, _aten.new_empty_strided.default),
+)
+
+
 class _Recorder(Interpreter):
-    """Keeps the floating-point result of each operator."""
+    """Keeps the floating-point result of each operator; memory that nothing has filled is zero."""
 
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__(program)
@@ -97,6 +105,8 @@ class _Recorder(Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.target in _UNINITIALISED:
+            result.zero_()
         if isinstance(result, Tensor) and result.is_floating_point() and site_of(n) is not None:
             self.results[n.name] = result
         return result

@@ -42,7 +42,7 @@ from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_exported, prove_folded
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import failing_as
-from qrecipe.process.state import alone
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import LintTable
 
 _REPORT = "leave the named operation float, and report the model"
@@ -141,7 +141,8 @@ def prepared_program(
     Raises ``PlanError`` (QR306) if torchao fails.
     """
     copied, what = structural_copy(program), "torchao cannot prepare the model"
-    with alone(), failing_as(PlanError, "QR306", what, _REPORT), quiet(), models_forgotten():
+    failing = failing_as(PlanError, "QR306", what, _REPORT)
+    with random_numbers_kept(), failing, quiet(), models_forgotten():
         hide_batch_norms(copied)
         made = prepare_pt2e(copied, PlanQuantizer(plan))
         show_batch_norms(made)
@@ -160,7 +161,7 @@ def converted_program(
     """
     what = "torchao could not convert the prepared model"
     failing = failing_as(ExecutionError, "QR405", what, _REPORT)
-    with alone(), failing, quiet(), models_forgotten(), torch.no_grad():
+    with random_numbers_kept(), failing, quiet(), models_forgotten(), torch.no_grad():
         observed = with_weights_observed(prepared)  # a copy: conversion changes it
         store_tables(observed, plan)
         hide_batch_norms(observed)

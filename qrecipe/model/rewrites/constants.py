@@ -41,8 +41,11 @@ def fold_constants(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Memb
         readers = [
             user
             for user in node.users
-            # the caller may write to what is returned
-            if user not in sources and user.op != "output" and not is_packing(user)
+            # the caller may write to what is returned, and a call to what it is given
+            if user not in sources
+            and user.op != "output"
+            and not is_packing(user)
+            and not (is_in_place(user) and user.args[0] is node)
         ]
         value = folder.result(node) if readers else None
         if isinstance(value, Tensor):
