@@ -17,8 +17,7 @@ import qrecipe
 from qrecipe.authoring.fastest.costs import Costs
 from qrecipe.authoring.tune.levers import Lever
 from qrecipe.authoring.tune.trials import ModelBench
-from qrecipe.measure.profile.passes import Pass
-from qrecipe.measure.profile.profile import run_in_turn
+from qrecipe.measure.turns import Pass, Timing, run_in_turn
 from qrecipe.model.call import Inputs
 from qrecipe.recipe.recipe import Recipe
 
@@ -72,11 +71,11 @@ def _main() -> None:
             tuned: Recipe = result.recipe
             made = qrecipe.quantize(model, tuned, batches, progress=False)
             models[f"{name}, {len(result.trials)} trials"] = made
-        passes = {name: Pass(each, [Inputs((batches[0],), {})]) for name, each in models.items()}
+        passes = {name: Pass.of(each, [Inputs((batches[0],), {})]) for name, each in models.items()}
         with torch.no_grad():
-            run_in_turn(list(passes.values()), lambda done, total: None, _ROUNDS)
+            run_in_turn(list(passes.values()), _ROUNDS)
         for name, each in passes.items():
-            print(f"{share:3}  {name:22} {1000 * each.whole.timings()[''].seconds:8.2f} ms")
+            print(f"{share:3}  {name:22} {1000 * Timing.of(each.whole).seconds:8.2f} ms")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,6 @@ from qrecipe.measure.drift.drift import drift as drift
 from qrecipe.measure.drift.report import Drift as Drift
 from qrecipe.measure.drift.report import SiteDrift as SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange as QRange
-from qrecipe.measure.profile.passes import Timing as Timing
 from qrecipe.measure.profile.profile import profile as profile
 from qrecipe.measure.profile.report import Conditions as Conditions
 from qrecipe.measure.profile.report import Profile as Profile
@@ -71,6 +70,7 @@ from qrecipe.measure.sensitivity.ranking import Ranking as Ranking
 from qrecipe.measure.sensitivity.scores import Metric as Metric
 from qrecipe.measure.sensitivity.steps import Evaluate as Evaluate
 from qrecipe.measure.turns import Speed as Speed
+from qrecipe.measure.turns import Timing as Timing
 from qrecipe.model.call import Inputs as Inputs
 from qrecipe.observers.registration import register_fake_quant as register_fake_quant
 from qrecipe.observers.registration import register_observer as register_observer

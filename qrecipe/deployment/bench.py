@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -24,11 +24,10 @@ from qrecipe.errors.findings import AuditError, ExecutionError, QRecipeError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line, shown, shown_names
 from qrecipe.execution.batches import Forward, describe_batch
-from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import Conditions
 from qrecipe.measure.sensitivity.scores import number
 from qrecipe.measure.sensitivity.steps import Evaluate
-from qrecipe.measure.turns import Seconds, Speed
+from qrecipe.measure.turns import Pass, Seconds, Speed, Timing, run_in_turn
 from qrecipe.model.call import Inputs
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.process import ranks
@@ -40,9 +39,6 @@ from qrecipe.runtimes.session import Session
 from qrecipe.runtimes.table import RUNTIMES, Name
 from qrecipe.terminal.progress import Progress, chosen_progress
 
-Key = TypeVar("Key", bound=Hashable)
-
-_WARM_UP = 3
 _LEAST_ROUNDS = 7
 _MOST_ROUNDS = 30
 _BUDGET = 20.0
@@ -235,24 +231,13 @@ def _as_fast(
             yield row.title
 
 
-def race(sessions: Mapping[Key, Session], inputs: Inputs, threads: int) -> dict[Key, Seconds]:
+def race(sessions: Mapping[str, Session], inputs: Inputs, threads: int) -> dict[str, Seconds]:
     """The seconds of a call of each, round by round.
 
     With one thread this is CPU time, which other load on the machine does not add to; several
     threads share their work, and what counts is wall time.
     """
-    clock = time.process_time if threads == 1 else time.perf_counter
-    found: dict[Key, list[float]] = {key: [] for key in sessions}
-    for _ in range(_WARM_UP):
-        for session in sessions.values():
-            session.run(inputs.cloned())
-    end = time.perf_counter() + _BUDGET
-    for done in range(_MOST_ROUNDS):
-        if done >= _LEAST_ROUNDS and time.perf_counter() > end:
-            break
-        for key, session in sessions.items():
-            given = inputs.cloned()  # some models write to their inputs
-            started = clock()
-            session.run(given)
-            found[key].append(clock() - started)
-    return {key: tuple(seconds) for key, seconds in found.items()}
+    now = time.process_time if threads == 1 else time.perf_counter
+    passes = {name: Pass(each.run, [inputs], now=now) for name, each in sessions.items()}
+    run_in_turn(list(passes.values()), _LEAST_ROUNDS, _MOST_ROUNDS, _BUDGET)
+    return {name: each.whole for name, each in passes.items()}

@@ -12,9 +12,8 @@ from qrecipe.deployment.ways import Kernels, Precision
 from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import Conditions
-from qrecipe.measure.turns import Speed
+from qrecipe.measure.turns import Speed, Timing
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
 from qrecipe.runtimes.table import RUNTIMES, Name

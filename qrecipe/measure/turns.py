@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from math import sqrt
 
 import torch
@@ -13,9 +13,125 @@ from torch import nn
 
 from qrecipe.model.call import Inputs
 from qrecipe.process.threads import clock
+from qrecipe.terminal.progress import Progress, silent
 
 Seconds = Sequence[float]
 """Of one model, round by round; the models took turns in each round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one run: the lower quartile over all rounds, and how far the upper one is from it.
+
+    Other processes only add time, so what is low is nearer to the truth.
+    """
+
+    seconds: float
+    spread: float
+
+    @classmethod
+    def of(cls, samples: Seconds) -> Timing:
+        low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(low, high - low)
+
+
+NO_TIME = Timing(0.0, 0.0)
+
+
+def total(timings: Iterable[Timing]) -> float:
+    return sum(timing.seconds for timing in timings)
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by key in each round; several times in one round add up."""
+
+    rounds: list[dict[Hashable, float]] = field(default_factory=list)
+
+    def start_round(self) -> None:
+        self.rounds.append({})
+
+    def add(self, key: Hashable, seconds: float) -> None:
+        now = self.rounds[-1]
+        now[key] = now.get(key, 0.0) + seconds
+
+    def timings(self) -> dict[Hashable, Timing]:
+        return {key: Timing.of(seconds) for key, seconds in self.seconds().items()}
+
+    def seconds(self) -> dict[Hashable, Seconds]:
+        """By key, the time of each round."""
+        keys = dict.fromkeys(key for each in self.rounds for key in each)
+        return {key: [each.get(key, 0.0) for each in self.rounds] for key in keys}
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What runs calls, such as a model, and the seconds that all of them took in each round.
+
+    ``parts`` is what it notes of itself while it runs.
+    """
+
+    run: Callable[[Inputs], object]
+    calls: Sequence[Inputs]
+    parts: Stopwatch = field(default_factory=Stopwatch)
+    now: Callable[[], float] = field(default_factory=clock)
+    whole: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, calls: Sequence[Inputs], parts: Stopwatch | None = None) -> Pass:
+        return cls(lambda inputs: inputs.call(model), calls, parts or Stopwatch())
+
+    def run_round(self) -> None:
+        self.parts.start_round()
+        self.whole.append(0.0)
+        for inputs in self.calls:
+            given = inputs.cloned()  # some models write to their inputs
+            start = self.now()
+            self.run(given)
+            self.whole[-1] += self.now() - start
+
+    def forget(self) -> None:
+        """Forget the rounds so far, which warmed up."""
+        self.parts.rounds.clear()
+        self.whole.clear()
+
+
+_WARM_UP = 2
+
+
+def run_in_turn(
+    passes: Sequence[Pass],
+    fewest: int,
+    most: int = 0,
+    budget: float = 0.0,
+    show: Progress = silent,
+) -> None:
+    """Run all passes in each round, so that other load on the machine affects all alike.
+
+    After two rounds that warm up, there are ``fewest``, or up to ``most`` within the ``budget`` of
+    seconds.
+    """
+    for _ in range(_WARM_UP):
+        start = time.perf_counter()
+        for each in passes:
+            each.run_round()
+    taken = time.perf_counter() - start
+    for each in passes:
+        each.forget()
+    rounds = max(fewest, min(most, int(budget / taken)))
+    for done in range(1, rounds + 1):
+        for each in passes:
+            each.run_round()
+        show(done, rounds)
+
+
+def twice(passes: Sequence[Pass]) -> list[Pass]:
+    """The passes, each right after one that runs the same and is not looked at.
+
+    The first run fetches weights and code again, since the model before it has used the caches.
+    """
+    return [turn for each in passes for turn in (Pass(each.run, each.calls), each)]
+
 
 _NOISE = 0.03
 
@@ -64,7 +180,6 @@ class Speed:
         return f"{self.median:.2f}" if is_clear else "within noise"
 
 
-_WARM_UP = 2
 _MIN_RUNS = 5
 _MAX_RUNS = 50
 
@@ -107,25 +222,8 @@ def _spread(seconds: Sequence[float]) -> float:
 def compare_latency(
     reference: nn.Module, candidate: nn.Module, inputs: Inputs, budget: float = 5.0
 ) -> Latency:
-    """Call both in turn, so that other load on the machine affects both alike, as `threads.clock`.
-
-    Each is called twice and timed once, because the first call fetches its weights and code again.
-
-    ``budget`` is roughly the number of seconds to spend, beyond the minimum number of runs.
-    """
-    models = (reference, candidate)
+    """Call both in turn for about ``budget`` seconds, as `threads.clock` times them."""
+    passes = [Pass.of(model, [inputs]) for model in (reference, candidate)]
     with torch.no_grad():
-        for _ in range(_WARM_UP):
-            for model in models:
-                inputs.call(model)
-        times: tuple[list[float], list[float]] = ([], [])
-        now, end = clock(), time.perf_counter() + budget
-        while len(times[0]) < _MIN_RUNS or (
-            len(times[0]) < _MAX_RUNS and time.perf_counter() < end
-        ):
-            for model, taken in zip(models, times, strict=True):
-                inputs.call(model)  # the other one has used the caches
-                start = now()
-                inputs.call(model)
-                taken.append(now() - start)
-    return Latency.of(*times)
+        run_in_turn(twice(passes), _MIN_RUNS, _MAX_RUNS, budget)
+    return Latency.of(*(each.whole for each in passes))

@@ -28,7 +28,7 @@ def chosen_progress(given: Progress | bool | None, label: str) -> Progress:
     if given is None or given is True:
         return terminal_progress(label)
     if given is False:
-        return _silent
+        return silent
     if not callable(given):
         text = f"progress is a function or a bool, not {shown(type(given).__name__)}"
         raise ExecutionError.of("QR425", text)
@@ -38,7 +38,7 @@ def chosen_progress(given: Progress | bool | None, label: str) -> Progress:
 def terminal_progress(label: str) -> Progress:
     """Progress as one self-updating line on stderr; silent if stderr is not a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():  # None if the process has none
-        return _silent
+        return silent
 
     start = time.monotonic()
 
@@ -81,8 +81,8 @@ def activity(label: str) -> Iterator[None]:
             print(f"{'':<{_WIDTH}}", end="\r", file=show_on, flush=True)
 
 
-def _silent(done: int, total: int | None) -> None:
-    pass
+def silent(done: int, total: int | None) -> None:
+    """Shows nothing."""
 
 
 def _time_left(elapsed: float, done: int, total: int | None) -> str:

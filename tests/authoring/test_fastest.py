@@ -15,9 +15,8 @@ from torch import nn
 import qrecipe
 from qrecipe.authoring.fastest.costs import costs_of
 from qrecipe.authoring.fastest.fastest import Race
-from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.profile import bench_of, measured
-from qrecipe.measure.turns import Speed
+from qrecipe.measure.turns import Speed, Timing
 
 CALM = '[lint]\nignore = ["QR201", "QR203", "QR208", "QR221"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + CALM)

@@ -17,7 +17,8 @@ from torch import nn
 import qrecipe
 from qrecipe.measure.pages.page import page_html
 from qrecipe.measure.pages.reports import profile_page
-from qrecipe.measure.profile.passes import Boundary, Stopwatch, Timing, in_channels_last
+from qrecipe.measure.profile.passes import Boundary, in_channels_last
+from qrecipe.measure.turns import Stopwatch, Timing
 from qrecipe.terminal import tables
 
 CALM = '[lint]\nignore = ["QR201", "QR203", "QR208"]\n'

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from qrecipe.measure.profile.passes import Timing
 from qrecipe.measure.profile.report import _ratio
-from qrecipe.measure.turns import Latency, Speed, compare_latency
+from qrecipe.measure.turns import Latency, Pass, Speed, Timing, compare_latency, run_in_turn
 from qrecipe.model.call import Inputs
 from qrecipe.process.threads import clock
 
@@ -56,6 +55,21 @@ def test_each_model_is_called_right_before_it_is_timed():
     latency = compare_latency(first, second, Inputs.from_batch(torch.zeros(1)), budget=0.0)
     turns = calls[-4 * latency.runs :]
     assert turns == [first, first, second, second] * latency.runs
+
+
+def test_there_are_as_many_rounds_as_there_is_time_for_within_limits(one_thread):
+    def rounds(*limits):
+        passes = [Pass(lambda inputs: time.sleep(0.002), [Inputs(), Inputs()]) for _ in range(2)]
+        told = []
+        run_in_turn(passes, *limits, show=lambda *step: told.append(step))
+        count = len(passes[0].whole)
+        assert told == [(done, count) for done in range(1, count + 1)]
+        assert [len(each.parts.rounds) for each in passes] == [count, count]
+        return count
+
+    assert rounds(3) == 3
+    assert rounds(3, 4, 10.0) == 4
+    assert 3 < rounds(3, 1000, 0.2) < 30
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says():

@@ -7,7 +7,7 @@ import random
 import torch
 
 import qrecipe
-from qrecipe.measure.profile.profile import run_in_turn
+from qrecipe.measure.turns import run_in_turn
 
 HEAD = 'format = 1\nextends = "builtin:x86-static"\n'
 STATIC = qrecipe.parse_recipe(HEAD)
@@ -20,8 +20,8 @@ def silent(done, total):
 def hurry(monkeypatch):
     """Measure times in few rounds, for tests that do not look at them."""
 
-    def few(passes, show, rounds=0):
-        run_in_turn(passes, show, 2)
+    def few(passes, *rounds, **options):
+        run_in_turn(passes, 2)
 
     monkeypatch.setattr("qrecipe.measure.profile.profile.run_in_turn", few)
     monkeypatch.setattr("qrecipe.authoring.fastest.fastest.run_in_turn", few)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +19,9 @@ from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward
 from qrecipe.execution.engine import engine_of
-from qrecipe.measure.profile.passes import Pass, Timing
-from qrecipe.measure.profile.profile import Bench, bench_of, measured, run_in_turn
+from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.profile.report import Profile
-from qrecipe.measure.turns import Seconds, Speed
+from qrecipe.measure.turns import Pass, Seconds, Speed, Timing, run_in_turn, twice
 from qrecipe.pipeline import quantize
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
@@ -309,19 +307,12 @@ def fastest(
 
 
 def race(bench: Bench, mixed: nn.Module | None, progress: Progress | bool | None) -> Race:
-    """Time the float model, the recipe as it is and the mixture, if there is one, in turns.
-
-    Each runs twice and counts once: the one before it has used the caches, which made the first run
-    of a small model up to a third slower.
-    """
+    """Time the float model, the recipe as it is and the mixture, if there is one, in turns."""
     models = [bench.eager, bench.converted, *([] if mixed is None else [mixed])]
-    passes = [Pass(model, bench.calls) for model in models]
-    turns = [turn for each in passes for turn in (Pass(each.model, bench.calls), each)]
+    passes, show = (
+        [Pass.of(each, bench.calls) for each in models],
+        chosen_progress(progress, "comparing"),
+    )
     with engine_of(bench.plan), torch.no_grad(), quiet():
-        start = time.perf_counter()
-        for turn in turns:
-            turn.run()
-        possible = int(_ENOUGH / (time.perf_counter() - start))
-        rounds = min(max(_FEWEST_ROUNDS, possible), _MOST_ROUNDS)
-        run_in_turn(turns, chosen_progress(progress, "comparing"), rounds)
-    return Race(*(each.whole.seconds("") for each in passes))
+        run_in_turn(twice(passes), _FEWEST_ROUNDS, _MOST_ROUNDS, _ENOUGH, show)
+    return Race(*(each.whole for each in passes))

@@ -19,9 +19,10 @@ from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, known_length, peek, rereadable
 from qrecipe.execution.engine import engine_of
 from qrecipe.measure.compare.pieces import comparison_log, parts_of
-from qrecipe.measure.compare.run import CONVERSIONS, Part, Run, run_of
+from qrecipe.measure.compare.run import Part, Run, Shares, run_of
 from qrecipe.measure.compare.sessions import output_fidelity
 from qrecipe.measure.pages.sections import Bar, Bars, sqnr_bar
+from qrecipe.measure.profile.passes import Boundary
 from qrecipe.measure.result import SiteResult
 from qrecipe.pool.workers import Pool
 from qrecipe.process.neutral import neutral
@@ -194,8 +195,8 @@ def compare(
         for _, part in tracked(_in_order(parts), show, known_length(batches)):
             sums.add(part)
     with engine_of(run.plan):
-        run.time(first)
-    return _report(run, sums)
+        before, after = run.shares(first)
+    return _report(run, sums, before, after)
 
 
 def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:
@@ -225,9 +226,8 @@ class _Sums:
             self.activations.setdefault(name, Totals()).merge(found)
 
 
-def _report(run: Run, sums: _Sums) -> Comparison:
-    plan, (before, after) = run.plan, run.shares
-    sites = []
+def _report(run: Run, sums: _Sums, before: Shares, after: Shares) -> Comparison:
+    plan, sites = run.plan, []
     for site in plan.sites:
         totals = sums.activations.get(site.name)
         quantizes_weight = site.qconfig is not None and site.qconfig.weight is not None
@@ -247,7 +247,7 @@ def _report(run: Run, sums: _Sums) -> Comparison:
         tuple(sites),
         sums.output.fidelity(),
         sums.batches,
-        after.get(CONVERSIONS, 0.0),
+        sum(share for key, share in after.items() if isinstance(key, Boundary)),
         plan.ingredients,
         lacking=run.lacking,
     )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from qrecipe._torch_ao import quiet
 from qrecipe.audit.sqnr import Fidelity, Totals
 from qrecipe.audit.weights import (
     float_weights,
@@ -18,15 +27,16 @@ from qrecipe.audit.weights import (
     weights_of_module,
 )
 from qrecipe.execution.batches import Forward, inputs_of_batch
-from qrecipe.execution.calls import noted_calls, run_quietly
+from qrecipe.execution.calls import calls_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Realised
 from qrecipe.execution.provenance import converted_graphs, provenance
 from qrecipe.execution.watched import Watched, watched_modules
-from qrecipe.measure.profile.passes import Stopwatch
-from qrecipe.model.addresses import is_conversion, site_of
+from qrecipe.measure.profile.passes import float_pass, int8_pass
+from qrecipe.measure.turns import Pass, run_in_turn
+from qrecipe.model.addresses import is_conversion
 from qrecipe.model.changes import without_changes_in_place
-from qrecipe.model.copies import with_parts
+from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import TRANSFORMED, kept
 from qrecipe.planning.inventory import inventory_of
@@ -42,18 +52,17 @@ class Activations:
 
     Values of the float model are held for one batch, until the converted model has run on it.
     ``clamps`` are the limits beyond which nobody reads the result of a site; sites in ``moved`` are
-    not compared, and none while it ``rests``.
+    not compared.
     """
 
     clamps: Mapping[str, Limits]
     moved: Collection[str] = ()
     totals: dict[str, Totals] = field(default_factory=dict)
-    rests: bool = False
 
     _held: dict[str, deque[Any]] = field(default_factory=dict)
 
     def hold(self, name: str, value: Any) -> None:
-        if not self.rests and name not in self.moved:
+        if name not in self.moved:
             self._held.setdefault(name, deque()).append(value)
 
     def match(self, name: str, value: Any) -> None:
@@ -71,22 +80,6 @@ class Activations:
         self._held.clear()
 
 
-Times = Stopwatch[str]
-"""Seconds by site in each run of a model; the empty name is everything outside sites."""
-
-
-def shares(times: Times) -> dict[str, float]:
-    """Each name's share of the total, by its fastest run: other processes only add time."""
-    names = {name for run in times.rounds for name in run}
-    least = {name: min(times.seconds(name)) for name in names}
-    whole = sum(least.values())
-    return {name: value / whole for name, value in least.items()} if whole else {}
-
-
-CONVERSIONS = "quantize, dequantize"
-"""The name under which conversions between float and int8 are timed."""
-
-
 Note = Callable[[str, Any], None]
 """Takes the result of a site."""
 
@@ -96,26 +89,14 @@ def watched_graphs(
     graphs: Mapping[str, fx.GraphModule],
     givers: Mapping[fx.Node, str],
     note: Note,
-    times: Times,
 ) -> nn.Module:
     """The model with its graphs; ``givers`` are the nodes that give the results of sites."""
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
-        times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)
         if node in givers:
             note(givers[node], result)
 
     return with_parts(model, {path: Watched(graph, see) for path, graph in graphs.items()})
-
-
-def watched_sites(model: nn.Module, sites: Iterable[str], note: Note, times: Times) -> nn.Module:
-    """The same for a model whose sites are its modules."""
-
-    def see(name: str, result: Any, seconds: float) -> None:
-        times.add(name, seconds)
-        note(name, result)
-
-    return watched_modules(model, sites, see)
 
 
 def float_givers(inventory: Inventory) -> dict[fx.Node, str]:
@@ -151,6 +132,17 @@ class Part:
 
     output: Totals
     sites: Mapping[str, Totals]
+
+
+Shares = Mapping[Hashable, float]
+"""By site or boundary, its share of the time."""
+
+
+def _shares(timed: Pass) -> Shares:
+    """By the fastest run of each: other processes only add time."""
+    least = {key: min(seconds) for key, seconds in timed.parts.seconds().items()}
+    whole = sum(least.values()) or 1.0
+    return {key: seconds / whole for key, seconds in least.items()}
 
 
 def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forward | None) -> Run:
@@ -221,50 +213,45 @@ class Run:
         self._realised = realised
         moved = frozenset(name for step in lacking for name in step.moved)
         self._activations = Activations(plan.clamps, moved)
-        self._times = (Times(), Times())
-        seen, (before, after) = self._activations, self._times
+        seen = self._activations
         if inventory.untraced is None:
             floats = {part.path: part.graph_module for part in inventory.parts}
             givers = converted_givers(realised.values())
             self._models = (
-                watched_graphs(inventory.model, floats, float_givers(inventory), seen.hold, before),
-                watched_graphs(converted, graphs, givers, seen.match, after),
+                watched_graphs(inventory.model, floats, float_givers(inventory), seen.hold),
+                watched_graphs(converted, graphs, givers, seen.match),
             )
         else:
+            hold, match = (
+                lambda name, result, seconds, note=note: note(name, result)
+                for note in (seen.hold, seen.match)
+            )
             self._models = (
-                watched_sites(inventory.model, inventory.matches, seen.hold, before),
-                watched_sites(converted, inventory.matches, seen.match, after),
+                watched_modules(inventory.model, inventory.matches, hold),
+                watched_modules(converted, inventory.matches, match),
             )
 
     def part(self, batch: Any, index: int) -> Part:
         """Run both models on a batch, one after the other."""
         self._activations.totals = {}
-        outputs = []
-        for model, times in zip(self._models, self._times, strict=True):
-            times.start_round()
-            with noted_calls(model) as calls:
-                run_quietly(model, batch, index, self.forward)
-            outputs.append([call.output for call in calls])
-            times.rounds.clear()  # they are measured once all is warm
+        outputs = [
+            [call.output for call in calls_of(model, batch, index, self.forward)]
+            for model in self._models
+        ]
         self._activations.forget()
         output = Totals()
         output.add(*outputs)
         return Part(output, self._activations.totals)
 
-    def time(self, batch: Any) -> None:
-        """Measure the time once more, now that everything is warm."""
-        self._activations.rests = True
-        for _ in range(_TIMED_RUNS):
-            for model, times in zip(self._models, self._times, strict=True):
-                times.start_round()
-                run_quietly(model, batch, 0, self.forward)
-        self._activations.rests = False
-
-    @property
-    def shares(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Each site's share of the time, in float and quantized."""
-        before, after = self._times
-        return shares(before), shares(after)
+    def shares(self, batch: Any) -> tuple[Shares, Shares]:
+        """Each site's share of the time that a batch takes, in float and quantized."""
+        eager = runnable_copy(self.reference)
+        calls = [call.inputs for call in calls_of(eager, batch, 0, self.forward)]
+        before = float_pass(self._inventory, calls)
+        after = int8_pass(self._inventory, self.converted, calls)
+        with torch.no_grad(), quiet():
+            run_in_turn([before, after], _TIMED_RUNS)
+        return _shares(before), _shares(after)
 
     def weights(self) -> dict[str, Fidelity | None]:
         """The fidelity of each site's weights. Raises ArtifactError (QR420) if shapes differ."""

@@ -1,71 +1,26 @@
-"""The ways in which a model is run to be timed: site by site, or as a whole."""
+"""Models that time their sites and boundaries while they run.
+
+The keys are a site's name, a boundary, or the empty name for everything else.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.execution.provenance import converted_graphs
 from qrecipe.execution.watched import See, Watched, watched_modules
+from qrecipe.measure.turns import Pass, Stopwatch
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.process.threads import clock
 from qrecipe.rules.structure import joined
-
-_Key = TypeVar("_Key", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of one run: the lower quartile over all rounds, and how far the upper one is from it.
-
-    Other processes only add time, so what is low is nearer to the truth.
-    """
-
-    seconds: float
-    spread: float
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> Timing:
-        low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-        return cls(low, high - low)
-
-
-NO_TIME = Timing(0.0, 0.0)
-
-
-def total(timings: Iterable[Timing]) -> float:
-    return sum(timing.seconds for timing in timings)
-
-
-@dataclass(slots=True)
-class Stopwatch(Generic[_Key]):
-    """Seconds by key in each round; several times in one round add up."""
-
-    rounds: list[dict[_Key, float]] = field(default_factory=list)
-
-    def start_round(self) -> None:
-        self.rounds.append({})
-
-    def add(self, key: _Key, seconds: float) -> None:
-        now = self.rounds[-1]
-        now[key] = now.get(key, 0.0) + seconds
-
-    def timings(self) -> dict[_Key, Timing]:
-        keys = dict.fromkeys(key for each in self.rounds for key in each)
-        return {key: Timing.of(self.seconds(key)) for key in keys}
-
-    def seconds(self, key: _Key) -> list[float]:
-        """The time of each round."""
-        return [each.get(key, 0.0) for each in self.rounds]
-
 
 Direction = Literal["quantize", "dequantize"]
 
@@ -95,69 +50,46 @@ def boundary_of(node: fx.Node, path: str) -> Boundary | None:
     return Boundary(direction, site_of(source) or joined(path, source.name))
 
 
-Key = str | Boundary
-"""A site, a boundary, or the empty name for everything else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A model that times its parts, and the calls that one batch leads to.
-
-    ``parts`` is what the model notes, ``whole`` the time from start to end.
-    """
-
-    model: nn.Module
-    calls: Sequence[Inputs]
-    parts: Stopwatch[Key] = field(default_factory=Stopwatch)
-    whole: Stopwatch[Key] = field(default_factory=Stopwatch)
-
-    def run(self) -> None:
-        """Run all calls once more."""
-        self.parts.start_round()
-        self.whole.start_round()
-        now = clock()
-        for inputs in self.calls:
-            given = inputs.cloned()  # some models write to their inputs
-            start = now()
-            given.call(self.model)
-            self.whole.add("", now() - start)
-
-    def forget(self) -> None:
-        """Forget the rounds so far, which warmed up."""
-        self.parts.rounds.clear()
-        self.whole.rounds.clear()
-
-
 def float_pass(inventory: Inventory, calls: Sequence[Inputs]) -> Pass:
     """All sites in float."""
-    stopwatch = Stopwatch[Key]()
-
-    def see(node: fx.Node, result: Any, seconds: float) -> None:
-        stopwatch.add(site_of(node) or "", seconds)
-
-    if inventory.untraced is not None:
-        return _module_pass(inventory.model, inventory, calls)
-    parts = {part.path: Watched(part.graph_module, see) for part in inventory.parts}
-    return Pass(with_parts(inventory.model, parts).eval(), calls, stopwatch)
+    graphs = {part.path: part.graph_module for part in inventory.parts}
+    return _pass(inventory.model, graphs, inventory, calls, lambda node, path: site_of(node))
 
 
 def int8_pass(inventory: Inventory, converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
     """All sites and boundaries of the converted model."""
-    stopwatch = Stopwatch[Key]()
+
+    def key(node: fx.Node, path: str) -> Hashable:
+        return boundary_of(node, path) or site_of(node)
+
+    return _pass(converted, converted_graphs(converted), inventory, calls, key)
+
+
+def _pass(
+    model: nn.Module,
+    graphs: Mapping[str, fx.GraphModule],
+    inventory: Inventory,
+    calls: Sequence[Inputs],
+    key: Callable[[fx.Node, str], Hashable],
+) -> Pass:
+    """The model with its graphs, whose nodes are timed by key, or with its modules."""
+    stopwatch = Stopwatch()
+    if inventory.untraced is not None:
+        watched = watched_modules(
+            model, inventory.matches, lambda path, _, seconds: stopwatch.add(path, seconds)
+        )
+        return Pass.of(watched, calls, stopwatch)
 
     def see_at(path: str) -> See:
-        return lambda node, result, seconds: stopwatch.add(
-            boundary_of(node, path) or site_of(node) or "", seconds
-        )
+        return lambda node, _, seconds: stopwatch.add(key(node, path) or "", seconds)
 
-    if inventory.untraced is not None:
-        return _module_pass(converted, inventory, calls)
-    return Pass(_watched(converted, see_at), calls, stopwatch)
+    parts = {path: Watched(graph, see_at(path)) for path, graph in graphs.items()}
+    return Pass.of(with_parts(model, parts).eval(), calls, stopwatch)
 
 
 def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
     """What it takes to dequantize each quantized result, and to quantize it again."""
-    stopwatch = Stopwatch[Key]()
+    stopwatch = Stopwatch()
     now = clock()
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
@@ -175,22 +107,8 @@ def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
         stopwatch.add(Boundary("quantize", site), now() - between)
         stopwatch.add(Boundary("dequantize", site), between - start)
 
-    return Pass(_watched(converted, lambda path: see), calls, stopwatch)
-
-
-def _watched(converted: nn.Module, see_at: Callable[[str], See]) -> nn.Module:
-    graphs = converted_graphs(converted)
-    parts = {path: Watched(graph, see_at(path)) for path, graph in graphs.items()}
-    return with_parts(converted, parts).eval()
-
-
-def _module_pass(model: nn.Module, inventory: Inventory, calls: Sequence[Inputs]) -> Pass:
-    stopwatch = Stopwatch[Key]()
-
-    def see(path: str, result: Any, seconds: float) -> None:
-        stopwatch.add(path, seconds)
-
-    return Pass(watched_modules(model, inventory.matches, see), calls, stopwatch)
+    parts = {path: Watched(graph, see) for path, graph in converted_graphs(converted).items()}
+    return Pass.of(with_parts(converted, parts).eval(), calls, stopwatch)
 
 
 def in_channels_last(model: nn.Module, calls: Sequence[Inputs]) -> Sequence[Inputs]:

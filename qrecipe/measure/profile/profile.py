@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +16,14 @@ from qrecipe.execution.calls import calls_of
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.provenance import provenance, stored_plan
 from qrecipe.measure.profile.passes import (
-    NO_TIME,
     Boundary,
-    Pass,
     conversion_pass,
     float_pass,
     in_channels_last,
     int8_pass,
 )
 from qrecipe.measure.profile.report import Conditions, Profile, ProfiledBoundary, ProfiledSite
+from qrecipe.measure.turns import NO_TIME, Pass, Timing, run_in_turn
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
@@ -41,7 +40,6 @@ from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.transforms.transform import ready
 
 ROUNDS = 15
-_WARM_UP = 2
 
 
 @neutral
@@ -127,32 +125,20 @@ def measured(bench: Bench, progress: Progress | bool | None) -> Profile:
             "channels_last": float_pass(inventory, in_channels_last(fused, calls)),
             "int8": int8_pass(inventory, converted, calls),
             "conversions": conversion_pass(converted, calls),
-            "eager": Pass(bench.eager, calls),
-            "fused": Pass(fused, calls),
-            "converted": Pass(converted, calls),
+            "eager": Pass.of(bench.eager, calls),
+            "fused": Pass.of(fused, calls),
+            "converted": Pass.of(converted, calls),
         }
-        run_in_turn(list(passes.values()), chosen_progress(progress, "profiling"))
+        show = chosen_progress(progress, "profiling")
+        run_in_turn(list(passes.values()), ROUNDS, show=show)
     threads, version = torch.get_num_threads(), str(torch.__version__)
     conditions = Conditions(cpu_name(), threads, describe_batch(bench.batch), version, ROUNDS)
     return _report(bench.plan, passes, conditions)
 
 
-def run_in_turn(
-    passes: Sequence[Pass], show: Callable[[int, int], None], rounds: int = ROUNDS
-) -> None:
-    """Run all passes in each round, so that other load on the machine affects all alike."""
-    for number in range(_WARM_UP + rounds):
-        for each in passes:
-            each.run()
-        if number < _WARM_UP:
-            for each in passes:
-                each.forget()
-        show(number + 1, _WARM_UP + rounds)
-
-
 def _report(plan: Plan, passes: Mapping[str, Pass], conditions: Conditions) -> Profile:
     times = {name: each.parts.timings() for name, each in passes.items()}
-    whole = {name: each.whole.timings()[""] for name, each in passes.items()}
+    whole = {name: Timing.of(each.whole) for name, each in passes.items()}
     floats, ints, conversions = times["float"], times["int8"], times["conversions"]
     sites = [
         ProfiledSite(

@@ -9,8 +9,9 @@ from typing import Any
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.measure.pages.sections import Bar, Bars
-from qrecipe.measure.profile.passes import Direction, Timing, total
+from qrecipe.measure.profile.passes import Direction
 from qrecipe.measure.result import SiteResult
+from qrecipe.measure.turns import Timing, total
 from qrecipe.planning.plan import Verdict
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.terminal.report import Section, Table, Text, plain, values_of
