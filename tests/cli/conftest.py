@@ -82,11 +82,11 @@ def interrupted(monkeypatch):
     from qrecipe.measure.sensitivity import scores
 
     count = iter(range(100))
-    added = scores.SqnrScore.add
+    added = scores.Score.add
 
     def add(self, part):
         if next(count) == 5:
             raise KeyboardInterrupt
         added(self, part)
 
-    monkeypatch.setattr(scores.SqnrScore, "add", add)
+    monkeypatch.setattr(scores.Score, "add", add)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
@@ -31,36 +31,37 @@ Part = Totals | float
 """What one call of the model adds to the score of a site: sums, or the caller's metric."""
 
 
-class Score(Protocol):
-    """Collects the parts of one site over the calls of all batches.
+def part_of(metric: Metric | None, reference: Any, output: Any) -> Part:
+    """By the caller's metric, or by SQNR."""
+    if metric is not None:
+        return number(lambda: metric(output, reference), "metric")
+    totals = Totals()
+    totals.add(reference, output)
+    return totals
+
+
+class Score:
+    """What the parts of one site over the calls of all batches amount to.
 
     In the order of the calls, the effect is the same to the bit, whoever computed the parts.
     """
 
-    def part(self, reference: Any, output: Any) -> Part: ...
-
-    def add(self, part: Any) -> None: ...
-
-    def effect(self) -> Effect: ...
-
-
-class SqnrScore:
-    """The SQNR in dB over all batches together."""
-
     def __init__(self) -> None:
-        self._batches = 0
+        self._count = 0
         self._totals = Totals()
+        self._sum: float | None = None
 
-    def part(self, reference: Any, output: Any) -> Totals:
-        totals = Totals()
-        totals.add(reference, output)
-        return totals
-
-    def add(self, part: Totals) -> None:
-        self._batches += 1
-        self._totals.merge(part)
+    def add(self, part: Part) -> None:
+        self._count += 1
+        if isinstance(part, Totals):
+            self._totals.merge(part)
+        else:
+            self._sum = (self._sum or 0.0) + part
 
     def effect(self) -> Effect:
+        """The SQNR in dB over all batches together, or the mean of the caller's measure."""
+        if self._sum is not None:
+            return None, self._sum / self._count, self._count
         fidelity = self._totals.fidelity()
         if fidelity is None:
             raise ExecutionError.of(
@@ -68,31 +69,7 @@ class SqnrScore:
                 "the model's output has no floating tensor to rank by",
                 hint="pass your own measure as metric= or evaluate=",
             )
-        return fidelity.sqnr_db, None, self._batches
-
-
-class MetricScore:
-    """The mean over batches of the caller's metric."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._batches = 0
-        self._metric = metric
-        self._sum = 0.0
-
-    def part(self, reference: Any, output: Any) -> float:
-        return number(lambda: self._metric(output, reference), "metric")
-
-    def add(self, part: float) -> None:
-        self._sum += part
-        self._batches += 1
-
-    def effect(self) -> Effect:
-        return None, self._sum / self._batches, self._batches
-
-
-def new_score(metric: Metric | None) -> Score:
-    """By the caller's metric, or by SQNR."""
-    return SqnrScore() if metric is None else MetricScore(metric)
+        return fidelity.sqnr_db, None, self._count
 
 
 def number(measure: Callable[[], Any], name: str) -> float:

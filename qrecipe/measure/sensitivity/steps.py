@@ -31,8 +31,8 @@ from qrecipe.measure.sensitivity.scores import (
     Part,
     PartLog,
     Score,
-    new_score,
     number,
+    part_of,
 )
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
@@ -117,8 +117,7 @@ class Scorer:
         # the caller's own model: fusion rounds differently, which counts where errors are small
         self._eager = runnable_copy(work.model)
         self._forward = work.forward
-        self._score = new_score(work.metric)
-        self._has_value = work.metric is not None
+        self._metric = work.metric
         self._outputs: Callable[[Inputs, Collection[str]], Iterator[tuple[str, Any]]] = partial(
             rerun, isolated
         )
@@ -134,10 +133,10 @@ class Scorer:
 
         The first part is that of the float model, if the caller's metric ranks.
         """
-        if self._has_value:
-            yield FLOAT_MODEL, self._score.part(call.output, call.output)
+        if self._metric is not None:
+            yield FLOAT_MODEL, part_of(self._metric, call.output, call.output)
         for name, output in self._outputs(call.inputs, names):
-            yield name, self._score.part(call.output, output)
+            yield name, part_of(self._metric, call.output, output)
 
 
 def by_scores(
@@ -149,7 +148,7 @@ def by_scores(
     log: PartLog,
 ) -> Steps:
     scorer, count = Scorer(work, isolated), feed.count
-    scores: dict[str, Score] = {name: new_score(work.metric) for name in (FLOAT_MODEL, *names)}
+    scores = defaultdict[str, Score](Score)
     for index, batch in enumerate(feed):
         for name, part in _parts(scorer, names, batch, index, log):
             scores[name].add(part)
@@ -288,14 +287,14 @@ def on_workers(
                 for name, part in value:
                     there[name].append(part)
                 for name, own in there.items():
-                    _effect(work, [own])  # or it is an error, before all others have come
+                    _effect([own])  # or it is an error, before all others have come
                     parts[name][index] = own
                 log.note(index, there)
                 for _ in sites:
                     yield steps
         finally:  # also after an interrupt
             for name, by_batch in parts.items():
-                found.note(name, _effect(work, [by_batch[index] for index in sorted(by_batch)]))
+                found.note(name, _effect(by_batch[index] for index in sorted(by_batch)))
             counts = [len(parts[name]) for name in names]
             found.batches = min(counts)
 
@@ -307,9 +306,9 @@ def _pieces(work: RankWork, index: int, names: Sequence[str], log: PartLog) -> l
     return [(index, left[start : start + at_once]) for start in range(0, len(left), at_once)]
 
 
-def _effect(work: RankWork, parts: Iterable[Iterable[Part]]) -> Effect:
+def _effect(parts: Iterable[Iterable[Part]]) -> Effect:
     """The effect of all parts of a site, in the order of batches and calls."""
-    score = new_score(work.metric if work.evaluate is None else lambda output, reference: 0.0)
+    score = Score()
     for part in (part for some in parts for part in some):
         score.add(part)
     return score.effect()
