@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,7 @@ from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import for_executorch
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
-from qrecipe.runtimes.executorch import MODULES
+from qrecipe.runtimes.executorch import lowered
 from qrecipe.runtimes.session import Session, in_integers
 from qrecipe.runtimes.table import RUNTIMES, Name
 
@@ -121,13 +120,10 @@ def _onnx_content(model: nn.Module, inputs: Inputs) -> bytes:
 
 def _pte_content(model: nn.Module, inputs: Inputs) -> bytes:
     """ExecuTorch, with the float kernels of XNNPACK."""
-    exir, xnnpack, _ = map(import_module, MODULES)
     given = inputs.cloned()
     with unheard(), quiet(), held_back([("", Warning)]):
         exported = torch.export.export(model, given.args, dict(given.kwargs))
-        partitioner = [xnnpack.XnnpackPartitioner()]
-        edge = exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
-        return bytes(edge.to_executorch().buffer)
+        return bytes(lowered(exported).to_executorch().buffer)
 
 
 def _float_file(runtime: Name, name: str, content: Callable[[nn.Module, Inputs], bytes]) -> Make:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -51,6 +51,15 @@ def open_file(source: Path | bytes, threads: int) -> ExecuTorchSession:
     """
     program = import_module(MODULES[2]).Runtime.get().load_program(source)
     return ExecuTorchSession(program.load_method("forward"), program)
+
+
+def lowered(exported: Any, constants: Mapping[str, str] | None = None) -> Any:
+    """torch's exported program in the operators of ExecuTorch, as XNNPACK takes them."""
+    exir, xnnpack, _ = map(import_module, MODULES)
+    partitioner = [xnnpack.XnnpackPartitioner()]
+    return exir.to_edge_transform_and_lower(
+        exported, partitioner=partitioner, constant_methods=constants
+    )
 
 
 @contextmanager

@@ -61,6 +61,16 @@ def open_file(source: Path | bytes, threads: int) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(made, given)
 
 
+def open_as_written(content: bytes) -> OnnxRuntimeSession:
+    """The content of a file, without optimization.
+
+    Fused kernels can saturate on a CPU without VNNI, which is not the file's fault.
+    """
+    runtime, options = import_module("onnxruntime"), _options(0)
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return OnnxRuntimeSession(runtime.InferenceSession(content, options, _PROVIDERS))
+
+
 def _options(threads: int) -> Any:
     options = import_module("onnxruntime").SessionOptions()
     options.log_severity_level = 4

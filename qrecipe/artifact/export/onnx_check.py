@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from qrecipe.artifact.export.judged import Run, judged, unjudged
@@ -17,21 +14,18 @@ from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.nested import tensors_in
+from qrecipe.runtimes.onnxruntime import open_as_written
 
 _CAUSE_DB = 6.0
 """How much worse the output must be at another batch size, if the size is to blame."""
 
 
 def file_findings(content: bytes, run: Run) -> Iterator[Finding]:
-    """Run a file in onnxruntime, if that is installed: QR414 if it is wrong, QR415 if it can't run.
-
-    onnxruntime's optimizer is off: its fused kernels can saturate on a CPU without VNNI, which is
-    not the file's fault.
-    """
+    """QR414 if a file is wrong in onnxruntime, if that is installed, and QR415 if it cannot run."""
     if not _is_installed():
         return
     try:
-        actual = _run(content, _given(run))
+        actual = _run(content, run)
     except Exception as error:
         yield unjudged(f"onnxruntime cannot run it: {first_line(error)}")
         return
@@ -61,7 +55,7 @@ def size_fault(content: bytes, own: Run, other: Run) -> str | None:
 
 def _reached(content: bytes, run: Run) -> float | None:
     """How near a file is to the model in dB; minus infinity for results of other shapes."""
-    found = _run(content, _given(run))
+    found = _run(content, run)
     expected = list(tensors_in(run.expected))
     if [each.shape for each in found] != [each.shape for each in expected]:
         return -math.inf
@@ -72,17 +66,5 @@ def _is_installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def _given(run: Run) -> list[Tensor]:
-    return list(tensors_in(run.inputs.args))
-
-
-def _run(content: bytes, given: Sequence[Tensor]) -> list[Tensor]:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-    arrays = [tensor.detach().numpy() for tensor in given]
-    found = session.run(None, dict(zip(names, arrays, strict=True)))
-    return [torch.from_numpy(array) for array in found]
+def _run(content: bytes, run: Run) -> list[Tensor]:
+    return open_as_written(content).run(run.inputs)

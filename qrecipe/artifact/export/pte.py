@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ def write_pte(
     _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
-    edge = _partitioned(program.exported(sizes), {KEY: text_of(program.origin)})
+    edge = _lowered(program.exported(sizes), {KEY: text_of(program.origin)})
     left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
     outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
@@ -177,19 +176,14 @@ def _separate_readers(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _partitioned(exported: Any, constants: Mapping[str, str] | None = None) -> Any:
-    """torch's program in the operators of ExecuTorch, as XNNPACK takes them."""
-    exir, xnnpack, _ = map(import_module, executorch.MODULES)
+def _lowered(exported: Any, constants: Mapping[str, str] | None = None) -> Any:
     with _of_executorch():
-        partitioner = [xnnpack.XnnpackPartitioner()]
-        return exir.to_edge_transform_and_lower(
-            exported, partitioner=partitioner, constant_methods=constants
-        )
+        return executorch.lowered(exported, constants)
 
 
-def _content(partitioned: Any) -> bytes:
+def _content(lowered: Any) -> bytes:
     with _of_executorch():
-        return bytes(partitioned.to_executorch().buffer)
+        return bytes(lowered.to_executorch().buffer)
 
 
 @contextmanager
@@ -212,7 +206,7 @@ def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
 
 def _computed(graph_module: fx.GraphModule, inputs: Inputs) -> list[Tensor]:
     dense = _dense(inputs)
-    content = _content(_partitioned(exported_as_it_is(graph_module, dense.args, {})))
+    content = _content(_lowered(exported_as_it_is(graph_module, dense.args, {})))
     return _run(content, dense)
 
 
