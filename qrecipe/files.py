@@ -6,11 +6,12 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from qrecipe.errors.findings import RecipeReferenceError
+from qrecipe.errors.findings import QRecipeError, RecipeReferenceError
 from qrecipe.errors.text import one_line, shown
 
 _STEP_BY_STEP = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
@@ -70,16 +71,39 @@ _NOT_REGULAR = "not a regular file"
 _REPLACED = "a link has replaced it, or a folder above it, while it was read"
 
 
+@contextmanager
+def failing_for(
+    kind: type[QRecipeError], code: str, what: str, hint: str | None = None
+) -> Iterator[None]:
+    """What the operating system says about a file becomes an error of ours: ``what``, and why."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise kind.of(code, f"{what}: {why_not(error)}", hint=hint) from None
+
+
+def path_text(
+    path: object,
+    what: str,
+    hint: str | None = None,
+    *,
+    kind: type[QRecipeError] = RecipeReferenceError,
+    code: str = "QR001",
+) -> str:
+    """A path as text; ``what`` says in the error what takes one, if it is something else."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise kind.of(code, f"{what}, not {shown(type(path).__name__)}", hint=hint)
+    return text
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file's text atomically.
 
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
-    try:
+    with failing_for(RecipeReferenceError, "QR001", f"cannot write {shown(str(path))}"):
         replace_file(path, lambda stream: stream.write(text.encode()))
-    except (OSError, ValueError) as error:
-        message = f"cannot write {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError.of("QR001", message) from None
 
 
 def check_replaceable_file(path: Path) -> None:

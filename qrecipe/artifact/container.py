@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import one_line, shown
-from qrecipe.files import replace_file, why_not
+from qrecipe.files import path_text, replace_file, why_not
 from qrecipe.recipe.toml.size_limits import json_count
 
 MAX_HEADER = 2**23
@@ -104,11 +104,7 @@ def path_of(path: object, what: str) -> Path:
 
     Raises ArtifactError (QR502) if it is not a path.
     """
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str):
-        message = f"{what} takes a path, not {shown(type(path).__name__)}"
-        raise ArtifactError.of("QR502", message)
-    return Path(text)
+    return Path(path_text(path, f"{what} takes a path", kind=ArtifactError, code="QR502"))
 
 
 class StoredFile:

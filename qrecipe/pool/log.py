@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -12,9 +13,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import first_problem, shown
-from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.files import check_replaceable_file, failing_for, path_text, replace_file
 from qrecipe.pool.parcel import differences
-from qrecipe.recipe.references import path_text
 
 _Value = TypeVar("_Value")
 
@@ -72,12 +72,10 @@ class PieceLog(Generic[_Value]):
         """Add what a piece has given. Raises ``ExecutionError`` (QR332) if that fails."""
         if self.path is None or self.lines is None:
             return
-        try:
-            with self.path.open("r+b", buffering=0) as file:  # not synced: milliseconds each
-                file.seek(0, os.SEEK_END)
-                file.write(self.lines.dump_json(values) + b"\n")
-        except OSError as error:
-            raise unusable(self.path, "cannot be written", why_not(error)) from None
+        line = self.lines.dump_json(values) + b"\n"
+        with usable(self.path, "written"), self.path.open("r+b", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+            file.write(line)  # not synced: milliseconds each
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ def open_pieces(resume: str | os.PathLike[str], owner: Owner, kind: Any) -> Piec
     """
     path = log_path(resume)
     lines: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, kind], config=_NUMBERS)
-    try:
+    with usable(path):
         check_replaceable_file(path)
         if not path.exists() or _is_only_begun(path.read_bytes()):
             first = _HEAD.dump_json(_Head(1, owner)) + b"\n"
@@ -117,8 +115,6 @@ def open_pieces(resume: str | os.PathLike[str], owner: Owner, kind: Any) -> Piec
             owner.check(path, _parsed(_HEAD, head, path, 1).owner)
             found = [_parsed(lines, line, path, number) for number, line in enumerate(rest, 2)]
             file.truncate(file.tell() - len(torn))
-    except (OSError, ValueError) as error:
-        raise unusable(path, "cannot be used", why_not(error)) from None
     return PieceLog(path, {key: value for each in found for key, value in each.items()}, lines)
 
 
@@ -135,10 +131,17 @@ def _parsed(kind: TypeAdapter[_Value], line: bytes, path: Path, number: int) -> 
         return kind.validate_json(line, strict=True)
     except ValidationError as error:
         why = f"line {number}: {first_problem(error)}"
-        raise unusable(path, "is not a log of pieces", why) from None
+        raise no_log(path, "a log of pieces", why) from None
 
 
-def unusable(path: Path, what: str, why: str) -> ExecutionError:
-    """The error for a log that cannot be read or written (QR332)."""
-    hint = "name another file for the log, or delete this one to start over"
-    return ExecutionError.of("QR332", f"{shown(str(path))} {what}: {why}", hint=hint)
+_HINT = "name another file for the log, or delete this one to start over"
+
+
+def no_log(path: Path, what: str, why: str) -> ExecutionError:
+    """The error for a file that is not such a log (QR332)."""
+    return ExecutionError.of("QR332", f"{shown(str(path))} is not {what}: {why}", hint=_HINT)
+
+
+def usable(path: Path, does: str = "used") -> AbstractContextManager[None]:
+    """Raises ``ExecutionError`` (QR332) for a log that cannot be read or written inside."""
+    return failing_for(ExecutionError, "QR332", f"{shown(str(path))} cannot be {does}", _HINT)

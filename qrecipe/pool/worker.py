@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
 from qrecipe.errors.text import shown
 from qrecipe.errors.warn import collected
-from qrecipe.files import why_not
+from qrecipe.files import failing_for
 from qrecipe.model.kept import kept_with
 from qrecipe.pool.parcel import Blob, Compute, Contents, Parcel, Work, differences, environment
 from qrecipe.pool.workers import Factory
@@ -93,15 +93,11 @@ class _Batches(Sequence[Any]):
 
 def _read(file: str, start: int, size: int | None, sha256: str) -> bytes:
     """Bytes of a file, if they are those that were sent."""
-    try:
-        with open(file, "rb") as stream:
-            stream.seek(start)
-            data = stream.read(size)
-    except OSError as error:
-        raise _unfit(
-            f"cannot read {shown(file)}: {why_not(error)}",
-            "workers on other machines need a folder that all of them see: set TMPDIR to one",
-        ) from error
+    what = f"the worker {worker()} cannot read {shown(file)}"
+    hint = "workers on other machines need a folder that all of them see: set TMPDIR to one"
+    with failing_for(ExecutionError, "QR427", what, hint), open(file, "rb") as stream:
+        stream.seek(start)
+        data = stream.read(size)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise _unfit(f"finds something else in {shown(file)} than was sent")
     return data

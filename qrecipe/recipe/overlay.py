@@ -13,7 +13,7 @@ import tomli
 
 from qrecipe.errors.findings import RecipeError, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
-from qrecipe.files import check_replaceable_file, why_not, write_atomically
+from qrecipe.files import check_replaceable_file, failing_for, write_atomically
 from qrecipe.recipe.layers import flattened, nested, unreasoned
 from qrecipe.recipe.patterns import literal
 from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe
@@ -117,12 +117,9 @@ def make_directory(path: Path) -> None:
 
     Raises ``RecipeReferenceError`` (QR001) if that fails, or if it has something in it.
     """
-    try:
+    with failing_for(RecipeReferenceError, "QR001", f"cannot write to {shown(str(path))}"):
         path.mkdir(exist_ok=True)
         taken = any(path.iterdir())
-    except (OSError, ValueError) as error:
-        message = f"cannot write to {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError.of("QR001", message) from None
     if taken:
         message = f"{shown(str(path))} is not empty"
         hint = "name a new directory, or remove what is in this one"
@@ -134,11 +131,8 @@ def check_replaceable(path: Path) -> None:
 
     A file that is not a recipe is not replaced.
     """
-    try:
+    with failing_for(RecipeReferenceError, "QR001", f"cannot write {shown(str(path))}"):
         check_replaceable_file(path)
-    except (OSError, ValueError) as error:
-        message = f"cannot write {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError.of("QR001", message) from None
     if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
         return
     try:

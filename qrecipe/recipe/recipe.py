@@ -21,7 +21,7 @@ from qrecipe.errors.findings import (
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
-from qrecipe.files import write_atomically
+from qrecipe.files import path_text, write_atomically
 from qrecipe.recipe.checks import doubtful_findings, findings_of, rules_of
 from qrecipe.recipe.extends import Composition, compose, identity
 from qrecipe.recipe.frozen import FrozenMapping
@@ -33,7 +33,6 @@ from qrecipe.recipe.references import (
     file_source,
     is_reference,
     named_source,
-    path_text,
     titled,
 )
 from qrecipe.recipe.schema import (

@@ -88,17 +88,6 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in _builtin_folder().glob("*.toml"))
 
 
-def path_text(path: object, what: str, hint: str | None = None) -> str:
-    """A path as text; ``what`` and ``hint`` are for the finding.
-
-    Raises RecipeReferenceError (QR001) if it is not a path.
-    """
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str):
-        raise _error("QR001", f"{what}, not {shown(type(path).__name__)}", hint)
-    return text
-
-
 def file_source(path: Path, name: str) -> Source:
     """The outermost recipe of a file, which sets the tree.
 

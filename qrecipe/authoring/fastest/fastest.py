@@ -19,6 +19,7 @@ from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward
 from qrecipe.execution.engine import engine_of
+from qrecipe.files import path_text
 from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.profile.report import Profile
 from qrecipe.measure.turns import Pass, Seconds, Speed, Timing, run_in_turn, twice
@@ -29,7 +30,6 @@ from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import overlay_recipe, overlay_values, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, load_recipe, published
-from qrecipe.recipe.references import path_text
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.terminal.report import Result, Section, Table, Text, values_of
 

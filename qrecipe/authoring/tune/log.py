@@ -16,10 +16,10 @@ from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.text import first_problem
-from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.files import check_replaceable_file, replace_file
 from qrecipe.model.digest import model_digest
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
-from qrecipe.pool.log import Owner, log_path, unusable
+from qrecipe.pool.log import Owner, log_path, no_log, usable
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.terminal.report import values_of
 
@@ -102,11 +102,9 @@ class TrialLog(BaseModel):
         """Raises ``ExecutionError`` (QR332) if that fails."""
         if self.path is None:
             return
-        try:
-            text = f"{self.model_dump_json(indent=2)}\n"
+        text = f"{self.model_dump_json(indent=2)}\n"
+        with usable(self.path, "written"):
             replace_file(self.path, lambda stream: stream.write(text.encode()))
-        except (OSError, ValueError) as error:
-            raise unusable(self.path, "cannot be written", why_not(error)) from None
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:
@@ -153,16 +151,15 @@ def open_log(resume: str | os.PathLike[str] | None, owner: Owner) -> TrialLog:
     new = TrialLog(path=path, format=3, owner=owner, float_metric=None, estimates={}, trials=[])
     if path is None:
         return new
-    try:
+    with usable(path):
         check_replaceable_file(path)
         content = path.read_bytes() if path.exists() else b""
-        if not content:
-            return new
+    if not content:
+        return new
+    try:
         log = TrialLog.model_validate_json(content)
     except ValidationError as error:
-        raise unusable(path, "is not a trial log", first_problem(error)) from None
-    except (OSError, ValueError) as error:
-        raise unusable(path, "cannot be used", why_not(error)) from None
+        raise no_log(path, "a trial log", first_problem(error)) from None
     owner.check(path, log.owner)
     log.path = path
     return log

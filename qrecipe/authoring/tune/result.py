@@ -16,10 +16,10 @@ from qrecipe.authoring.tune.search import Search, Trial
 from qrecipe.authoring.tune.trials import Stop
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
+from qrecipe.files import path_text
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.overlay import make_directory, overlay_recipe, overlay_values, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
-from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.report import Result, Section, Table, Text, values_of
 

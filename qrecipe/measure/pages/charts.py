@@ -13,7 +13,7 @@ from typing import Any
 
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import one_line, shown
-from qrecipe.files import replace_file, why_not
+from qrecipe.files import failing_for, path_text, replace_file
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.pages.sections import Bars
 
@@ -217,20 +217,13 @@ def _new_figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write the figure in the format of the suffix. Raises ``QRecipeError`` (QR421)."""
-    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(name, str):
-        text = f"plot takes a path, not {shown(type(path).__name__)}"
-        raise QRecipeError.of("QR421", text)
+    name = path_text(path, "plot takes a path", kind=QRecipeError, code="QR421")
     suffix = os.path.splitext(name)[1][1:]
     file = Path(name if suffix else f"{name}.png")
-    try:
+    what = f"cannot write the plot {shown(name)}"
+    hint = "name a .png, .svg or .pdf file in an existing folder"
+    with failing_for(QRecipeError, "QR421", what, hint):
         replace_file(file, lambda stream: figure.savefig(stream, format=suffix or "png"))
-    except (OSError, ValueError) as error:
-        raise QRecipeError.of(
-            "QR421",
-            f"cannot write the plot {shown(name)}: {why_not(error)}",
-            hint="name a .png, .svg or .pdf file in an existing folder",
-        ) from None
 
 
 def _svg(figure: Any) -> bytes:

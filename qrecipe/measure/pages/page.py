@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import shown
-from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.files import check_replaceable_file, failing_for, replace_file
 from qrecipe.terminal.report import Section, escaped, report_html
 
 _STYLE = Path(__file__).with_name("page.css")
@@ -53,10 +53,8 @@ def page_html(page: Page) -> str:
 
 def save_page(page: Page, path: str | os.PathLike[str]) -> None:
     """Write the page atomically. Raises ``QRecipeError`` (QR431) if it cannot be written."""
-    try:
+    with failing_for(QRecipeError, "QR431", _cannot_write(path), _HINT):
         replace_file(Path(path), lambda stream: stream.write(page_html(page).encode()))
-    except (OSError, ValueError) as error:
-        raise _unwritable(path, why_not(error)) from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -64,13 +62,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
     A file that is not a page is not overwritten either: a typo must not cost a model.
     """
-    try:
+    with failing_for(QRecipeError, "QR431", _cannot_write(path), _HINT):
         check_replaceable_file(Path(path))
         is_in_the_way = os.path.exists(path) and not _is_page(Path(path))
-    except (OSError, ValueError) as error:
-        raise _unwritable(path, why_not(error)) from None
     if is_in_the_way:
-        raise _unwritable(path, "the file exists and is not an HTML page", "name another file")
+        text = f"{_cannot_write(path)}: the file exists and is not an HTML page"
+        raise QRecipeError.of("QR431", text, hint="name another file")
 
 
 def _is_page(path: Path) -> bool:
@@ -81,8 +78,8 @@ def _is_page(path: Path) -> bool:
     return not words or words.startswith((b"<!doctype html", b"<html", b"<!--"))
 
 
-def _unwritable(
-    path: str | os.PathLike[str], why: str, hint: str = "name a file in an existing folder"
-) -> QRecipeError:
-    name = shown(os.fspath(path))
-    return QRecipeError.of("QR431", f"cannot write the report {name}: {why}", hint=hint)
+_HINT = "name a file in an existing folder"
+
+
+def _cannot_write(path: str | os.PathLike[str]) -> str:
+    return f"cannot write the report {shown(os.fspath(path))}"

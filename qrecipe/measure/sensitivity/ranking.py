@@ -13,11 +13,11 @@ from typing import Any, Literal
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted, shown
+from qrecipe.files import path_text
 from qrecipe.measure.pages.sections import Bar, Bars, relative_error
 from qrecipe.measure.result import SiteResult
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
-from qrecipe.recipe.references import path_text
 from qrecipe.terminal.report import Section, Table, Text, plain, values_of
 from qrecipe.terminal.tables import bar, room_beside
 

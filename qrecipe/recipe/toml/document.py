@@ -11,7 +11,7 @@ import tomli
 
 from qrecipe.errors.findings import Location, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
-from qrecipe.files import read_inside, why_not
+from qrecipe.files import failing_for, read_inside
 from qrecipe.recipe.toml.positions import MAX_DEPTH, NestingError, Spans
 from qrecipe.recipe.toml.size_limits import depth, item_count, longest_key, outline
 from qrecipe.recipe.toml.syntax_errors import long_number_finding, syntax_finding
@@ -43,11 +43,8 @@ def read_text(tree: Path, path: Path, file: str) -> str:
 
     Raises RecipeReferenceError (QR001) or RecipeSyntaxError (QR002, QR003).
     """
-    try:
+    with failing_for(RecipeReferenceError, "QR001", f"cannot read {shown(file)}"):
         content = read_inside(tree, path, MAX_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        message = f"cannot read {shown(file)}: {why_not(error)}"
-        raise RecipeReferenceError.of("QR001", message) from None
     if len(content) > MAX_BYTES:
         raise _too_large(file)
     return _decode(content, file)
