@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from json import loads
 from typing import Annotated
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import check_outputs, files_of, out, out_json, show_plan
+from qrecipe.cli.output import check_outputs, files_of, out, show, show_plan
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
 
@@ -45,7 +44,7 @@ def quantize(
         set_threads,
         subject_and_batches,
     )
-    from qrecipe.cli.quantize_result import measure, result_json, result_text
+    from qrecipe.cli.quantize_result import measure
     from qrecipe.planning.asked import executed_by
 
     with user_code(plugin) as code:
@@ -65,9 +64,6 @@ def quantize(
                 qrecipe.save_quantized(converted, output)
             # compare in eval mode, as the quantized copy is
             result = measure(subject.model.eval(), converted, first, accuracy, prepared)
-    if json:
-        out_json({"plan": loads(compiled.plan.to_json()), **result_json(result)})
-    else:
-        out(result_text(result))
-        if output is not None:
-            out(f"\nwritten to {output}")
+    show(result, as_json=json, plan=compiled.plan.to_dict())
+    if output is not None and not json:
+        out(f"\nwritten to {output}")

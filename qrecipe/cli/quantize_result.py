@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from qrecipe.measure.turns import Latency, Speed, compare_latency
 from qrecipe.model.call import Inputs
 from qrecipe.planning.faster_runtime import faster_runtime
 from qrecipe.terminal.progress import activity
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Result, Section, Table, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,8 @@ def _number(evaluate: UserFunction, model: nn.Module) -> float:
         raise QRecipeError.of("QR601", text, hint=hint) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, repr=False)
+class Measured(Result):
     """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB.
 
     ``advice`` is about the batches, ``faster`` about another runtime.
@@ -86,6 +85,62 @@ class Result:
     advice: str | None
     faster: str | None
 
+    def _sections(self) -> Iterator[Section]:
+        latency = self.latency
+        rows = [
+            (
+                "tensors",
+                _kilobytes(self.float_size),
+                _kilobytes(self.quantized_size),
+                f"{self.float_size / max(1, self.quantized_size):.2f} times smaller",
+            ),
+            (
+                "latency",
+                _milliseconds(latency.reference, latency.reference_spread),
+                _milliseconds(latency.candidate, latency.candidate_spread),
+                _speed(latency.speed),
+            ),
+            ("output", "", "", sqnr_text(self.sqnr_db)),
+        ]
+        if self.metric is not None:
+            rows.insert(0, self.metric.row)
+        yield Table("Result", ("", "float", "quantized", ""), rows)
+        yield Text("Conditions", [self._conditions])
+        if self.calibration is not None:
+            yield Text("Calibration", [_calibrated(**self.calibration)])
+        for note in filter(None, (self.advice, self.faster and f"{self.faster}.")):
+            yield Text("Advice", [note])
+
+    @property
+    def _conditions(self) -> str:
+        threads = counted(self.latency.threads, "thread")
+        return (
+            f"Latency and SQNR on the first batch ({self.inputs}); latency is the median of "
+            f"{self.latency.runs} interleaved runs with {threads}, ± half the distance between the "
+            "quartiles. Float is the eager model. Size counts parameters, buffers, and packed "
+            "weights with their scales."
+        )
+
+    def _document(self) -> dict[str, Any]:
+        latency = self.latency
+        return {
+            "metric": self.metric,
+            "tensor_bytes": {"float": self.float_size, "quantized": self.quantized_size},
+            "latency": {
+                "float_seconds": latency.reference,
+                "quantized_seconds": latency.candidate,
+                "float_spread_seconds": latency.reference_spread,
+                "quantized_spread_seconds": latency.candidate_spread,
+                "ratio": latency.speed.median,
+                "interval": [latency.speed.low, latency.speed.high],
+                "is_slower": latency.speed.is_slower,
+                "runs": latency.runs,
+                "threads": latency.threads,
+            },
+            "output_sqnr_db": self.sqnr_db,
+            "calibration": self.calibration,
+        }
+
 
 def measure(
     model: nn.Module,
@@ -93,7 +148,7 @@ def measure(
     first: Any,
     evaluate: UserFunction | None,
     prepared: nn.Module,
-) -> Result:
+) -> Measured:
     """Compare both models on the first batch, and by the user's evaluation if there is one."""
     inputs, state = Inputs.from_batch(first), prepared_state(prepared)
     calibration = {
@@ -102,7 +157,7 @@ def measure(
         "clipping": state.clipping,
     }
     with torch.no_grad():
-        return Result(
+        return Measured(
             metric=None if evaluate is None else Metric.of(evaluate, model, converted),
             float_size=model_size(model),
             quantized_size=model_size(converted),
@@ -131,40 +186,6 @@ def _faster(converted: nn.Module) -> str | None:
 _SLOWER = ", slower: qrecipe fastest mends it"
 
 
-def result_text(result: Result) -> str:
-    """A table of what changed, and the conditions of the measurement."""
-    latency = result.latency
-    rows = [
-        (
-            "tensors",
-            _kilobytes(result.float_size),
-            _kilobytes(result.quantized_size),
-            f"{result.float_size / max(1, result.quantized_size):.2f} times smaller",
-        ),
-        (
-            "latency",
-            _milliseconds(latency.reference, latency.reference_spread),
-            _milliseconds(latency.candidate, latency.candidate_spread),
-            _speed(latency.speed),
-        ),
-        ("output", "", "", sqnr_text(result.sqnr_db)),
-    ]
-    if result.metric is not None:
-        rows.insert(0, result.metric.row)
-    note = (
-        f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
-        f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}, ± half the "
-        "distance between the quartiles. Float is the eager model. Size counts parameters, "
-        "buffers, and packed weights with their scales."
-    )
-    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    notes = [note, *([] if result.calibration is None else [_calibrated(**result.calibration)])]
-    notes += [] if result.advice is None else [result.advice]
-    notes += [] if result.faster is None else [f"{result.faster}."]
-    table = render_table(("", "float", "quantized", ""), rows)
-    return "\n\n".join([table, *(textwrap.fill(each, width) for each in notes)])
-
-
 def _calibrated(batches: int, first_weight: float | None, clipping: str | None) -> str:
     text = f"Calibrated on {counted(batches, 'batch')}"
     if first_weight is not None and batches < MANY_BATCHES:
@@ -185,25 +206,3 @@ def _speed(speed: Speed) -> str:
 
 def _kilobytes(size: int) -> str:
     return f"{size / 1000:,.1f} kB"
-
-
-def result_json(result: Result) -> dict[str, Any]:
-    """The result as plain values."""
-    latency, metric = result.latency, result.metric
-    return {
-        "metric": None if metric is None else metric.to_json(),
-        "tensor_bytes": {"float": result.float_size, "quantized": result.quantized_size},
-        "latency": {
-            "float_seconds": latency.reference,
-            "quantized_seconds": latency.candidate,
-            "float_spread_seconds": latency.reference_spread,
-            "quantized_spread_seconds": latency.candidate_spread,
-            "ratio": latency.speed.median,
-            "interval": [latency.speed.low, latency.speed.high],
-            "is_slower": latency.speed.is_slower,
-            "runs": latency.runs,
-            "threads": latency.threads,
-        },
-        "output_sqnr_db": result.sqnr_db,
-        "calibration": result.calibration,
-    }

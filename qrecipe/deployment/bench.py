@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.deployment.job import Job, for_calibration
+from qrecipe.deployment.job import Job
 from qrecipe.deployment.result import PLACEHOLDERS, Bench, BenchRow
 from qrecipe.deployment.verdict import distances, verdict_of, verdict_of_float
 from qrecipe.deployment.ways import WAYS, Made, Way, commands
@@ -24,6 +24,7 @@ from qrecipe.errors.findings import AuditError, ExecutionError, QRecipeError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line, shown, shown_names
 from qrecipe.execution.batches import Forward, describe_batch
+from qrecipe.measure.owner import name_of
 from qrecipe.measure.profile.report import Conditions
 from qrecipe.measure.sensitivity.scores import number
 from qrecipe.measure.sensitivity.steps import Evaluate
@@ -84,7 +85,8 @@ def bench(
     present, missing = _present(_chosen(runtimes))
     show = chosen_progress(progress, "benchmarking")
     with TemporaryDirectory() as folder:
-        job = Job.of(model, for_calibration(loaded), batches, forward, batch_size, Path(folder))
+        calibrated = replace(loaded, phase="ptq")  # training changes no kernel
+        job = Job.of(model, calibrated, batches, forward, batch_size, Path(folder))
         own = job.planned(job.recipe).compiled
         rows, times = _measured(present, job, threads, evaluate, show)
     fastest = _fastest(rows)
@@ -99,7 +101,7 @@ def bench(
         fastest_int8=_fastest([row for row in rows if row.precision == "int8"]),
         as_fast=tuple(_as_fast(fastest, rows, times)),
         commands=commands(arguments, loaded, is_for_vnni=bool(own.unjudged)),
-        metric=None if evaluate is None else _name_of(evaluate),
+        metric=None if evaluate is None else name_of(evaluate),
         conditions=conditions,
         clock="CPU time" if threads == 1 else "Wall time",
         ingredients=own.plan.ingredients,
@@ -185,7 +187,7 @@ def _judged(row: BenchRow, job: Job, made: Made, evaluate: Evaluate | None) -> B
     found = distances(output, made.planned, job.output)
     metric = None
     if evaluate is not None:
-        metric = number(partial(evaluate, served), _name_of(evaluate))
+        metric = number(partial(evaluate, served), name_of(evaluate))
     if made.planned is None:
         verdict = verdict_of_float(row.title, found)
     else:
@@ -199,11 +201,6 @@ def _judged(row: BenchRow, job: Job, made: Made, evaluate: Evaluate | None) -> B
         findings=verdict.findings,
         farthest=verdict.farthest,
     )
-
-
-def _name_of(evaluate: Evaluate) -> str:
-    """A function of the command line has no ``__name__``."""
-    return str(getattr(evaluate, "__name__", getattr(evaluate, "name", "metric")))
 
 
 def _with_times(row: BenchRow, times: Mapping[str, Seconds]) -> BenchRow:

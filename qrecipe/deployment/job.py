@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,6 @@ class Job:
     def executed_by(self, executor: Executor) -> Planned:
         """The plan of the recipe for this executor."""
         return self.planned(executed_by(self.recipe, executor))
-
-
-def for_calibration(recipe: Recipe) -> Recipe:
-    """The recipe without training, which changes no kernel."""
-    return replace(recipe, phase="ptq")
 
 
 def _step(timed: Inputs, template: Any) -> int | None:

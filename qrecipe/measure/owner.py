@@ -31,7 +31,7 @@ def owner_of(
     """
     # a model's code counts by the sites that are found in it
     sites = [(site.name, site.op, site.members, site.reads) for site in plan.sites]
-    names = [f"{role} {_name(each)}" for role, each in functions.items() if each is not None]
+    names = [f"{role} {name_of(each)}" for role, each in functions.items() if each is not None]
     return Owner(
         work,
         {
@@ -49,5 +49,6 @@ def owner_of(
     )
 
 
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function of the caller is called, or its class."""
     return getattr(function, "__name__", type(function).__name__)

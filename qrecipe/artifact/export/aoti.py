@@ -39,18 +39,12 @@ def export_aoti(
 
     Raises what `lower` raises, and ``ArtifactError`` (QR502) if the file cannot be written.
     """
-    write_aoti(converted, path, example_inputs, dynamic_shapes)
+    write_aoti(converted, path_of(path, "export_aoti"), example_inputs, dynamic_shapes)
 
 
-def write_aoti(
-    converted: nn.Module,
-    path: str | os.PathLike[str],
-    example_inputs: Any,
-    sizes: Sizes = "batch",
-) -> Written:
+def write_aoti(converted: nn.Module, file: Path, example_inputs: Any, sizes: Sizes) -> Written:
     """As `export_aoti`."""
     check_compiler()
-    file = path_of(path, "export_aoti")
     inputs = for_sizes(Inputs.from_batch(example_inputs), sizes)
     program, exported = Program.of(converted, inputs), for_compiler(converted, inputs, sizes)
     with TemporaryDirectory() as folder:

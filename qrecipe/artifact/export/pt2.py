@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
@@ -45,17 +46,11 @@ def export_pt2(
             written (QR502).
         AuditError: the file gives other results (QR414).
     """
-    write_pt2(converted, path, example_inputs, dynamic_shapes)
+    write_pt2(converted, path_of(path, "export_pt2"), example_inputs, dynamic_shapes)
 
 
-def write_pt2(
-    converted: nn.Module,
-    path: str | os.PathLike[str],
-    example_inputs: Any,
-    sizes: Sizes = "batch",
-) -> Written:
+def write_pt2(converted: nn.Module, file: Path, example_inputs: Any, sizes: Sizes) -> Written:
     """As `export_pt2`."""
-    file = path_of(path, "export_pt2")
     program = Program.of(converted, for_sizes(Inputs.from_batch(example_inputs), sizes))
     content = _content(program, text_of(program.origin), sizes)
     loaded = torch.export.load(io.BytesIO(content)).module()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,18 +65,12 @@ def export_pte(
             (QR411, QR412).
         QRecipeError: ExecuTorch is missing (QR602).
     """
-    write_pte(converted, path, example_inputs, dynamic_shapes)
+    write_pte(converted, path_of(path, "export_pte"), example_inputs, dynamic_shapes)
 
 
-def write_pte(
-    converted: nn.Module,
-    path: str | os.PathLike[str],
-    example_inputs: Any,
-    sizes: Sizes = "batch",
-) -> Written:
+def write_pte(converted: nn.Module, file: Path, example_inputs: Any, sizes: Sizes) -> Written:
     """As `export_pte`."""
     executorch.check_installed()
-    file = path_of(path, "export_pte")
     program = Program.of(converted, _dense(Inputs.from_batch(example_inputs)))
     if program.plan.backend != _BACKEND:
         message = f"the model is for {program.plan.backend}, whose integers XNNPACK does not have"

@@ -90,7 +90,7 @@ class Trying:
         """The model by a step of the pipeline, such as `qrecipe.quantize`."""
         return make(
             self.model,
-            as_calibrated(recipe),
+            replace(recipe, phase="ptq"),  # a recipe for training is tuned without it
             batches,
             forward=self.forward,
             progress=False,
@@ -104,11 +104,6 @@ class Trying:
         plain, (first, _) = runnable_copy(self.model), peek(batches)
         inputs = calls_of(plain, first, 0, self.forward)[0].inputs
         return compare_latency(plain, converted, inputs, budget=0.0)
-
-
-def as_calibrated(recipe: Recipe) -> Recipe:
-    """A recipe for training is tuned without training."""
-    return replace(recipe, phase="ptq")
 
 
 def accuracy(evaluate: Evaluate, model: nn.Module) -> float:

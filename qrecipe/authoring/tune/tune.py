@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,7 +20,7 @@ from qrecipe.authoring.tune.log import TrialLog, open_log, search_owner
 from qrecipe.authoring.tune.result import TuningResult, found
 from qrecipe.authoring.tune.search import Search
 from qrecipe.authoring.tune.trials import ModelBench, Stop, Stopped
-from qrecipe.authoring.tune.trying import Trying, accuracy, as_calibrated
+from qrecipe.authoring.tune.trying import Trying, accuracy
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
@@ -164,7 +165,7 @@ def _planned(
     model: nn.Module, recipe: Recipe, batches: Iterable[Any], forward: Forward | None
 ) -> tuple[Inventory, Plan]:
     first, _ = peek(batches)
-    calibrated = as_calibrated(recipe)
+    calibrated = replace(recipe, phase="ptq")
     # quantizing warns again
     with unwarned(), inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, calibrated, inputs)
