@@ -28,6 +28,7 @@ from qrecipe.execution.calibration import calibrate_checking
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.joined import joined
+from qrecipe.execution.own_engines import forget_calls
 from qrecipe.execution.part import Exportable, Part, Task
 from qrecipe.execution.prepared import (
     PreparedState,
@@ -37,7 +38,6 @@ from qrecipe.execution.prepared import (
     traced_parts,
 )
 from qrecipe.execution.provenance import Provenance, attach, make_provenance
-from qrecipe.execution.repacking import forget_calls, keep_engines
 from qrecipe.execution.shards import check_same, first_of_all
 from qrecipe.model.architecture import recorded_modules
 from qrecipe.model.call import Inputs, given_names
@@ -164,7 +164,6 @@ class CompiledRecipe(ShortRepr):
             self._check_around(around, converted, prepared_state(prepared))
         self._check_batch_size(converted, prepared_state(prepared))
         forget_calls(converted, self.plan)
-        keep_engines(converted, self.plan)
         own_tensors(converted)
         forget_preparation(converted)
         attach(converted, origin_of(self), self._architecture)

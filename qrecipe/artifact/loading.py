@@ -21,10 +21,8 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.executors import traced_paths
-from qrecipe.execution.linear_engines import own_engines
-from qrecipe.execution.packing import packed_in
+from qrecipe.execution.own_engines import own_engines
 from qrecipe.execution.provenance import Provenance, attach
-from qrecipe.execution.repacking import keep_engines
 from qrecipe.execution.state import Slot, slots_of
 from qrecipe.model.architecture import ArchitectureError, graph_digests
 from qrecipe.model.copies import replace_in_attributes
@@ -70,7 +68,6 @@ def load_quantized(
         _check_tensors(stored, tensors)
         file.check()
         _fill(file, stored, converted, tensors)
-    keep_engines(converted, stored.plan)
     contents = stored.contents
     known = {each.name: getattr(contents, each.name) for each in fields(Provenance)}
     origin = Provenance(**{**known, "versions": FrozenMapping(contents.versions)})
@@ -165,11 +162,7 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _S
 
     What was one object when saved is one object again.
     """
-    engines = stored.plan.engines
-    elsewhere = {
-        **{layer: engines.get(site) for layer, site in packed_in(converted)},
-        **own_engines(converted),
-    }
+    elsewhere = own_engines(converted)
     checks, shared = ValueChecks(converted), dict[str, Tensor]()
 
     def fill(slot: Slot, names: Iterable[str]) -> list[str]:

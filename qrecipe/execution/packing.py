@@ -6,18 +6,12 @@ is an integer weight with scales and zero points, and a bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-
-from qrecipe.execution.engine import engine
-from qrecipe.model.addresses import site_of
-from qrecipe.model.nodes import called_modules
-from qrecipe.planning.plan import Engine
-from qrecipe.recipe.schema import Backend
+from torch import Tensor
 
 Kinds = dict[int, tuple[torch.dtype, torch.qscheme]]
 """The dtype and scheme of weights, by the ``id`` of what they were packed into.
@@ -120,22 +114,6 @@ def rows_at_once(weight: Tensor) -> int:
 _CACHED = 1 << 17
 
 
-def _packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
-    """A convolution's weight packed for the current engine, with the settings of ``like``."""
-    dimensions = weight.dim() - 2
-
-    def own(values: list[int]) -> list[int]:
-        return values[-dimensions:]  # packed, one dimension is two
-
-    settings = [own(like.stride()), own(like.padding())]
-    word = "conv"
-    if like.transpose():
-        word = "conv_transpose"
-        settings.append(own(like.output_padding()))
-    prepack = getattr(_ops, f"{word}{dimensions}d_prepack")
-    return prepack(weight, bias, *settings, own(like.dilation()), like.groups())
-
-
 def _unpack_cell(packed: Any) -> Tensors:
     """Those of a recurrent cell's two weights."""
     kind, _, _, _, weights = packed.__getstate__()[0]
@@ -225,26 +203,3 @@ def _filled(role: str, value: Any, tensors: Tensors) -> Any:
         )
     # no copy; this also works for 4-bit integers, which no function takes packed
     return made.set_(tensors["weight"].untyped_storage(), 0, made.size(), made.stride())
-
-
-def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[Any, str]]:
-    """The convolutions with a packed weight, ``_packed_params``, and their sites."""
-    for node, layer in called_modules(converted.graph):
-        site = site_of(node)
-        packed = getattr(layer, "_packed_params", None)
-        if site is not None and isinstance(packed, (torch.ScriptObject, Unpacked)):
-            yield layer, site
-
-
-def packed_in(converted: nn.Module) -> Iterator[tuple[Any, str]]:
-    """As `packed_sites`, of all graphs in a model."""
-    for module in converted.modules():
-        if isinstance(module, fx.GraphModule):
-            yield from packed_sites(module)
-
-
-def pack_again(layer: Any, chosen: Engine | Backend, weight: Tensor) -> None:
-    """Pack a weight for the engine chosen, in place, with the settings that a layer has."""
-    former = layer._packed_params
-    with engine(chosen):
-        layer._packed_params = _packed_convolution(former, weight, former.unpack()[1])

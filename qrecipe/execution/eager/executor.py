@@ -18,7 +18,7 @@ from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.eager.scaled import give_scales, take_scales
 from qrecipe.execution.engine import engine
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, plan_of_one
-from qrecipe.execution.linear_engines import is_linear, pack_linear
+from qrecipe.execution.own_engines import is_linear, pack_linear
 from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Recorded, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs

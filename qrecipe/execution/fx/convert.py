@@ -45,7 +45,7 @@ from qrecipe.execution.fx.patches import (
     unused_looked_up,
     without_repetition,
 )
-from qrecipe.execution.linear_engines import keep_linear_engines
+from qrecipe.execution.own_engines import keep_engines
 from qrecipe.execution.packing import Kinds, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
@@ -186,7 +186,7 @@ def lowered(
             observed.node_name_to_qconfig,
             observed.node_name_to_scope,
         )
-    keep_linear_engines(converted, engines)
+    keep_engines(converted, engines, configs.backend)
     take_any_layout(converted)
     forget_qconfigs(converted)
     delete_unused_submodules(converted)

@@ -27,7 +27,7 @@ from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, r
 from qrecipe.execution.fx.recovered import recover
 from qrecipe.execution.fx.reference import check_conversion, explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
-from qrecipe.execution.linear_engines import keep_linear_engines
+from qrecipe.execution.own_engines import keep_engines
 from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Compiled, Exportable, Fault, Recorded, Task, check_exportable
 from qrecipe.execution.recorded import recorded_graphs
@@ -191,7 +191,7 @@ def rebuilt(recorded: Recorded) -> nn.Module:
         for path, graph in fused.items()
     }
     for part in parts.values():
-        keep_linear_engines(part, plan.engines)
+        keep_engines(part, plan.engines, plan.backend)
     return with_parts(blank, parts)
 
 

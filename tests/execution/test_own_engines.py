@@ -13,7 +13,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.execution.engine import engine
-from qrecipe.execution.linear_engines import own_engines
+from qrecipe.execution.own_engines import own_engines
 
 pytestmark = pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
 

@@ -1,0 +1,167 @@
+"""Quantized layers whose weights are packed for another engine than the model's.
+
+torch packs what is copied, unpickled or loaded from a state dict for the current engine, whose
+kernel may be wrong or slow. TorchScript does so when a file is loaded, where nothing can be done
+about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+from qrecipe._torch_fx import LinearPackedParams
+from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.execution.engine import engine
+from qrecipe.model.addresses import site_of
+from qrecipe.model.nodes import called_modules
+from qrecipe.planning.convolution import shape_of
+from qrecipe.planning.cpu import has_vnni
+from qrecipe.planning.engines import is_wrong
+from qrecipe.planning.plan import Engine, Plan
+from qrecipe.recipe.schema import Backend
+from qrecipe.rules.resolution import listed
+
+
+class _Packed:
+    """A base of what packs a weight for an engine of its own, ``self.engine``.
+
+    That is not declared: TorchScript would not know the type.
+    """
+
+    def _load_from_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        with engine(self.engine):
+            super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+
+class _PackedLinear(_Packed, LinearPackedParams):
+    """What holds the weight of a linear layer."""
+
+    def __setstate__(self: Any, state: Mapping[str, Any]) -> None:  # of a copy, too
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        with engine(self.engine):
+            self.set_weight_bias(*self._weight_bias())
+
+
+class _PackedConvolution(_Packed):
+    """A base of classes whose engine is the class's own: a copy packs its weight at once."""
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        with engine(self.engine):
+            return super().__deepcopy__(memo)  # type: ignore[misc]
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        made: Any = super().__reduce_ex__(protocol)
+        return made[0], (self.kind,), *made[2:]  # torch's class, which cannot be loaded either
+
+
+@lru_cache(maxsize=256)
+def _packed_convolution(kind: type[nn.Module], own: Engine, wrong: tuple[str, ...]) -> Any:
+    """A class with the names of ``kind``, by which it is known.
+
+    ``wrong`` are the convolutions of its graph that another engine would compute wrongly.
+    """
+    names = {"__module__": kind.__module__, "kind": kind, "engine": own, "wrong": wrong}
+    # what jit.trace and jit.script call
+    refusing = dict.fromkeys(("_slow_forward", "__prepare_scriptable__"), _refuse) if wrong else {}
+    return type(kind.__name__, (_PackedConvolution, kind), {**names, **refusing})
+
+
+def _refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
+    raise ArtifactError(
+        Finding(
+            "QR512",
+            "TorchScript does not store which engine computes a site, and would compute others "
+            f"wrongly once it is loaded: {listed(self.wrong)}",
+            hint="store the model with qrecipe.save_quantized, or leave them float",
+        )
+    )
+
+
+def keep_engines(
+    converted: fx.GraphModule, engines: Mapping[str, Engine], backend: Backend
+) -> None:
+    """Let the layers at the sites that have an engine of their own stay packed for it, in place."""
+    found = {
+        site: layer
+        for node, layer in called_modules(converted.graph)
+        if (site := site_of(node) or "") in engines and hasattr(layer, "_packed_params")
+    }
+    convolutions = {site: layer for site, layer in found.items() if not is_linear(layer)}
+    wrong = tuple(
+        site for site, layer in convolutions.items() if is_wrong(shape_of(layer), backend)
+    )
+    for site, layer in found.items():
+        if site in convolutions:
+            marked = wrong if site in wrong else ()
+            kind: Any = type(layer)
+            layer.__class__ = _packed_convolution(kind, engines[site], marked)
+        else:
+            _keep_linear_engine(layer, engines[site])
+
+
+def pack_linear(layer: Any, own: Engine) -> None:
+    """Pack a quantized linear layer for an engine, in place, now or when its weight comes."""
+    _keep_linear_engine(layer, own)
+    if isinstance(layer._packed_params._packed_params, torch.ScriptObject):
+        with engine(own):
+            layer.set_weight_bias(*layer._weight_bias())
+
+
+def _keep_linear_engine(layer: Any, own: Engine) -> None:
+    holder = layer._packed_params
+    holder.__class__ = _PackedLinear
+    holder.engine = own
+    if own == "onednn":
+        layer.register_forward_hook(_with_all_dimensions)
+
+
+def _with_all_dimensions(_: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    """The result in the shape of the input: onednn gives an empty one in two dimensions."""
+    return result.reshape(*inputs[0].shape[:-1], result.shape[-1])
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it is a quantized linear layer."""
+    return isinstance(getattr(layer, "_packed_params", None), LinearPackedParams)
+
+
+def own_engines(converted: nn.Module) -> dict[nn.Module, Engine]:
+    """What holds packed weights with an engine of their own."""
+    found: list[Any] = [each for each in converted.modules() if isinstance(each, _Packed)]
+    return {holder: holder.engine for holder in found}
+
+
+_LARGE = 1 << 19
+"""The weights of a convolution that takes so long that the rest hardly matters."""
+
+
+def forget_calls(converted: nn.Module, plan: Plan) -> None:
+    """Pack convolutions for onednn again, in place, so that the caller's first call is the first.
+
+    Their packed weights keep the kernel for the shape of the first input. For every other shape
+    the kernel is prepared again in each call, which takes some 35 microseconds.
+    """
+    for layer, site in _convolutions(converted):
+        own = plan.engines.get(site, plan.backend)
+        # x86 uses it where the CPU has VNNI, for most shapes
+        if own == "onednn" or (own == "x86" and has_vnni()):
+            weight, bias = layer._weight_bias()
+            if weight.numel() <= _LARGE:
+                with engine(own):
+                    layer.set_weight_bias(weight, bias)
+
+
+def _convolutions(converted: nn.Module) -> Iterator[tuple[Any, str]]:
+    """The convolutions of all graphs in a model, and their sites."""
+    for module in converted.modules():
+        if isinstance(module, fx.GraphModule):
+            for node, layer in called_modules(module.graph):
+                site = site_of(node)
+                packed = getattr(layer, "_packed_params", None)
+                if site is not None and isinstance(packed, torch.ScriptObject):
+                    yield layer, site
