@@ -118,13 +118,14 @@ def _trained(part: fx.GraphModule) -> Iterator[Finding]:
 
 def _rounded_by(path: str, part: fx.GraphModule, observing: Mapping[str, fx.Node]) -> str:
     owner, _, name = path.rpartition(".")
-    if path in observing:
-        return observed_name(observing[path])
-    if not isinstance(part.get_submodule(owner), StandIn):
-        return f"the weights of {owner}"
-    if name == "activation_post_process":
-        return observed_name(observing[owner])
-    return f"the weights of {site_of(next(iter(observing[owner].users)))}"
+    called = path
+    while called not in observing:
+        called = called.rpartition(".")[0]
+        if not isinstance(part.get_submodule(called), StandIn):
+            return f"the weights of {owner}"
+    if called == path or name == "activation_post_process":
+        return observed_name(observing[called])
+    return f"the weights of {site_of(next(iter(observing[called].users)))}"
 
 
 def _is_finite(extreme: object) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a range that was observed between limits gives the integers that it should."""
+"""Ranges that are observed between limits, and whether they give the integers that they should."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, StandIn
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import observed_name
+from qrecipe.model.nodes import called_modules
 from qrecipe.planning.plan import Limits
 
 _STEPS_BEYOND = 64
 _POINTS_A_STEP = 4
 
 
-class Clamping:
-    """What shows its observer a tensor between limits."""
+class Clamped(ObserverBase, StandIn):
+    """Shows an observer what is left of a tensor between limits, and returns the whole.
 
-    limits: Limits
-    dtype: torch.dtype
+    A fake-quant rounds what is left: nothing reads the rest, so no gradient comes from there.
+    """
+
+    def __init__(self, observer: Any, limits: Limits) -> None:
+        super().__init__(observer.dtype, bool(getattr(observer, "is_dynamic", False)))
+        self.activation_post_process = observer
+        self.limits = limits
+        self.take_settings(observer)
+
+    def forward(self, x: Tensor) -> Any:
+        observed = self.activation_post_process(x.clamp(*self.limits))
+        return observed if isinstance(self.activation_post_process, FakeQuantizeBase) else x
+
+    def calculate_qparams(self, **_: Any) -> Any:
+        return self.activation_post_process.calculate_qparams()
 
 
 def clamp_findings(prepared: fx.GraphModule) -> Iterator[Finding]:
@@ -30,18 +45,18 @@ def clamp_findings(prepared: fx.GraphModule) -> Iterator[Finding]:
     They are compared on a grid of four points for each integer of the dtype, with 64 steps beyond
     its ends, for the scale and zero point that will be stored.
     """
-    for node in prepared.graph.nodes:
-        observer: Any = prepared.get_submodule(node.target) if node.op == "call_module" else None
-        if not isinstance(observer, Clamping):
-            continue
-        scale, zero_point = observer.calculate_qparams()  # type: ignore[attr-defined]
-        if commutes(float(scale), int(zero_point), observer.dtype, observer.limits):
-            continue
-        yield Finding(
-            "QR412",
-            f"the integers of {observed_name(node)} are others before its clamp than after it",
-            hint="leave the clamp float, and report the model",
-        )
+    for node, module in called_modules(prepared.graph):
+        for observer in module.modules():
+            if not isinstance(observer, Clamped):
+                continue
+            scale, zero_point = observer.calculate_qparams()
+            if not commutes(float(scale), int(zero_point), observer.dtype, observer.limits):
+                yield Finding(
+                    "QR412",
+                    f"the integers of {observed_name(node)} are others before its clamp than after "
+                    "it",
+                    hint="leave the clamp float, and report the model",
+                )
 
 
 def commutes(scale: float, zero_point: int, dtype: torch.dtype, limits: Limits) -> bool:

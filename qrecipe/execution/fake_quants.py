@@ -27,7 +27,7 @@ def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
 def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[FakeQuantizeBase]:
     """The fake-quants that the graph calls; those of weights are inside modules."""
     for _, module in called_modules(prepared.graph):
-        if isinstance(module, StandIn):  # names the fake-quant of a weight otherwise
+        while isinstance(module, StandIn):  # names the fake-quant of a weight otherwise
             module = getattr(module, "activation_post_process", None)
         if isinstance(module, FakeQuantizeBase):
             yield module

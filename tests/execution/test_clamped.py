@@ -13,7 +13,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
-from qrecipe.execution.clamped import clamp_findings, commutes
+from qrecipe.execution.clamped import Clamped, clamp_findings, commutes
 from qrecipe.planning import decide
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -97,6 +97,17 @@ def test_training_rounds_between_the_limits_and_learns(executor):
         )
         > 0.99
     )
+
+
+def test_the_fake_quant_of_what_is_clamped_is_named_if_it_diverges(executor):
+    compiled = qrecipe.compile(_net(), _recipe(executor, "qat"), BATCHES[0])
+    prepared = compiled.prepare()
+    prepared(BATCHES[0])
+    clamped = next(each for each in prepared.modules() if isinstance(each, Clamped))
+    with torch.no_grad():
+        clamped.activation_post_process.activation_post_process.max_val.fill_(float("nan"))
+    with pytest.raises(qrecipe.CalibrationError, match=r"QR404 .* of (first|second|`?last) "):
+        compiled.convert(prepared)
 
 
 def test_data_beyond_a_clamp_is_no_drift(executor):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, StandIn
-from qrecipe.execution.clamped import Clamping
+from qrecipe.execution.clamped import Clamped
 from qrecipe.model.addresses import DROPS, site_of
 from qrecipe.model.moving import moved
 from qrecipe.model.nodes import module_of
@@ -112,36 +110,13 @@ def _moves(prepared: fx.GraphModule) -> list[fx.Node]:
     return [node for node in prepared.graph.nodes if node.target is moved]
 
 
-class Clamped(ObserverBase, StandIn, Clamping):
-    """Shows an observer what is left of a tensor between limits, and returns the whole.
-
-    A fake-quant rounds what is left: nothing reads the rest, so no gradient comes from there.
-    """
-
-    def __init__(self, observer: Any, limits: Limits) -> None:
-        super().__init__(observer.dtype, bool(getattr(observer, "is_dynamic", False)))
-        self.activation_post_process = observer
-        self.limits = limits
-        self.take_settings(observer)
-
-    def forward(self, x: Tensor) -> Any:
-        observed = self.activation_post_process(x.clamp(*self.limits))
-        return observed if isinstance(self.activation_post_process, FakeQuantizeBase) else x
-
-    def calculate_qparams(self, **_: Any) -> Any:
-        return self.activation_post_process.calculate_qparams()
-
-
 def observe_clamped(prepared: fx.GraphModule, clamps: Mapping[str, Limits]) -> None:
     """Let the observers of some sites' results see them between limits, in place."""
     for node in prepared.graph.nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
         limits = clamps.get(site_of(source) or "") if isinstance(source, fx.Node) else None
-        if limits is None:
-            continue
-        if observes(node):
-            observer = module_of(node)
-            prepared.set_submodule(str(node.target), Clamped(observer, limits))
+        if limits is not None and observes(node):
+            prepared.set_submodule(str(node.target), Clamped(module_of(node), limits))
 
 
 def share_connected_observers(prepared: fx.GraphModule) -> None:

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import FakeQuantizeBase, StandIn
-from qrecipe.execution.clamped import Clamping
 from qrecipe.execution.fake_quants import not_observing
 from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.nodes import module_of, stored
 from qrecipe.observers.qconfig import factory
-from qrecipe.planning.plan import Limits
 from qrecipe.recipe.schema import Phase, TensorSpec
 
 ACTIVATION = "activation_post_process"
@@ -53,24 +51,17 @@ class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
         return self.observer.calculate_qparams()
 
 
-class _Led(ObserverBase, StandIn):  # type: ignore[misc]
-    """Has the range of another adapter."""
-
-    def __init__(self, leader: Adapter) -> None:
-        super().__init__(leader.dtype, leader.is_dynamic)
-        self.leader = leader
-        self.take_settings(leader)
-
-    def calculate_qparams(self) -> Any:
-        return self.leader.calculate_qparams()
-
-
-class Follower(_Led):
+class Follower(ObserverBase, StandIn):  # type: ignore[misc]
     """Stands after an operation that moves the numbers of its input, and shares its observer.
 
     It does not observe them once more: a moving average would forget faster, and a part of a tensor
     would narrow the range of the whole. In training it rounds.
     """
+
+    def __init__(self, leader: Adapter) -> None:
+        super().__init__(leader.dtype, leader.is_dynamic)
+        self.leader = leader
+        self.take_settings(leader)
 
     def forward(self, x: Tensor) -> Any:
         observer = self.leader.observer
@@ -79,20 +70,8 @@ class Follower(_Led):
         with not_observing(observer):
             return observer(x)
 
-
-class Clamped(_Led, Clamping):
-    """Shows its observer what is left of a tensor between limits, because nobody reads more.
-
-    It returns the whole, and in training what is left, rounded.
-    """
-
-    def __init__(self, leader: Adapter, limits: Limits) -> None:
-        super().__init__(leader)
-        self.limits = limits
-
-    def forward(self, x: Tensor) -> Any:
-        observed = self.leader(x.clamp(*self.limits))
-        return observed if isinstance(self.leader.observer, FakeQuantizeBase) else x
+    def calculate_qparams(self) -> Any:
+        return self.leader.calculate_qparams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +122,7 @@ def with_weights_observed(prepared: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-AnyAdapter = Adapter | Follower | Clamped
+AnyAdapter = Adapter | Follower
 
 
 def adapter_at(node: object) -> AnyAdapter | None:

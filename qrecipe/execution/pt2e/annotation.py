@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import fx
 
+from qrecipe.execution.clamped import Clamped
 from qrecipe.execution.pt2e.adapters import (
     ACTIVATION,
     WEIGHT,
     Adapter,
-    Clamped,
     Follower,
     adapter_at,
     quantization_spec,
@@ -160,6 +160,9 @@ def observe_clamped(prepared: fx.GraphModule, plan: Plan) -> None:
     clamps = plan.clamps
     for node in prepared.graph.nodes:
         adapter = adapter_at(node)
-        limits = clamps.get(site_of(node.args[0]) or "") if adapter is not None else None
-        if limits is not None and isinstance(adapter, Adapter) and adapter.observer_name != WEIGHT:
-            prepared.add_submodule(str(node.target), Clamped(adapter, limits))
+        if not isinstance(adapter, Adapter) or adapter.observer_name == WEIGHT:
+            continue
+        limits = clamps.get(site_of(node.args[0]) or "")
+        if limits is not None:
+            clamped = Adapter(Clamped(adapter.observer, limits), ACTIVATION)
+            prepared.add_submodule(str(node.target), clamped)
