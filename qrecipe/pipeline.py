@@ -124,7 +124,7 @@ class CompiledRecipe(ShortRepr):
         return self._whole({part.path: part.prepare_at_once() for part in self._parts})
 
     def _whole(self, parts: Mapping[str, nn.Module]) -> nn.Module:
-        prepared = with_parts(self._model, parts)
+        prepared = with_parts(self._model, parts, self.recipe.fx.preserved_attributes)
         paths = [part.path for part in self._parts]
         is_traced = isinstance(prepared, fx.GraphModule)
         given = given_names(self._model, self._inputs) if is_traced else ()
@@ -158,6 +158,7 @@ class CompiledRecipe(ShortRepr):
                 )
                 for part in self._parts
             },
+            self.recipe.fx.preserved_attributes,
         )
         converted.eval()  # conversion creates modules in training mode
         if self.recipe.fx.roots:
@@ -174,7 +175,8 @@ class CompiledRecipe(ShortRepr):
         references = {
             part.path: part.reference(prepared.get_submodule(part.path)) for part in self._parts
         }
-        return with_parts(self._model, references).eval()
+        preserved = self.recipe.fx.preserved_attributes
+        return with_parts(self._model, references, preserved).eval()
 
     @property
     def example_inputs(self) -> Inputs:
@@ -411,6 +413,7 @@ def _compiled(
     )
     task = Task(inventory.model, recipe, inventory, decided, inputs, unjudged)
     made = executor_of(decided.executor).compile(task)
+    around_roots = made.graph_module if recipe.fx.roots else None
     return CompiledRecipe(
         decided,
         recipe,
@@ -419,7 +422,7 @@ def _compiled(
         made.backend_config,
         made.prepare_custom_config,
         made.convert_custom_config,
-        inventory.model if made.graph_module is None else made.graph_module,
+        inventory.model if around_roots is None else around_roots,
         made.parts,
         architecture,
         inputs,

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from qrecipe.model.nested import tensors_in
-from qrecipe.model.plain_attributes import keep_plain_attributes
+from qrecipe.model.plain_attributes import keep_plain_attributes, preserve_attributes
 from qrecipe.model.unfit import unfit
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -64,13 +64,17 @@ def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
     return _copy_sharing(model, [*model.parameters(), *parts])
 
 
-def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+def with_parts(
+    model: nn.Module, parts: Mapping[str, nn.Module], preserved: Sequence[str] = ()
+) -> nn.Module:
     """A `runnable_copy` of the model with the modules at some paths, and their aliases, replaced.
 
     The parts get the plain attributes of what they replace. A part for the whole model (the empty
-    path) is returned as is.
+    path) is returned itself, and is given the ``preserved`` attributes if it is a graph.
+    Raises ``PlanError`` like `preserve_attributes`.
     """
     if "" in parts:
+        preserve_attributes(model, parts[""], preserved)
         return parts[""]
     whole = runnable_copy(model)
     for path, part in parts.items():
@@ -158,21 +162,6 @@ def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
 
 def _is_inference(part: _Part) -> bool:
     return isinstance(part, Tensor) and not is_lazy(part) and part.is_inference()
-
-
-def own_value(model: nn.Module, name: str) -> Any:
-    """An attribute of a copied model; one of its class is copied here, as copies share the class.
-
-    Raises ``PlanError`` (QR306) if it cannot be copied.
-    """
-    value = getattr(model, name)
-    if value is not getattr(type(model), name, None):
-        return value
-    try:
-        return copy.deepcopy(value)
-    except Exception as error:
-        hint = "set it in the model's __init__, or make copy.deepcopy work"
-        raise unfit(f"its class attribute {name} cannot be copied: {error}", hint) from error
 
 
 def _copied(model: _Model, memo: dict[int, Any]) -> _Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
 from pathlib import PurePath
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
+from qrecipe.errors.findings import PlanError
 from qrecipe.model.graph_names import is_taken
 from qrecipe.model.kept import PRIVATE
+from qrecipe.model.unfit import unfit
 
 _LEAVES = (
     *(type(None), bool, int, float, complex, str, bytes, slice, range, Enum),
@@ -42,6 +44,36 @@ def keep_plain_attributes(former: nn.Module, successor: nn.Module) -> None:
         attach_preserved_attrs_to_model(successor, kept)
     else:
         vars(successor).update(kept)
+
+
+def preserve_attributes(model: nn.Module, graph: nn.Module, names: Sequence[str]) -> None:
+    """Give a graph that takes the place of a model these attributes of it, in place.
+
+    Those of the model's class are copied, as copies of models share the class. Other modules than
+    graphs are copies of the model, and have them.
+
+    Raises ``PlanError`` if one cannot be copied (QR306), or is a module that the graph calls
+    (QR314).
+    """
+    if not isinstance(graph, fx.GraphModule):
+        return
+    called = {str(node.target) for node in graph.graph.find_nodes(op="call_module")}
+    for name in filter(called.__contains__, names):
+        message = f'fx.preserved_attributes "{name}" is a module that the model calls'
+        hint = "leave it out: the graph has its own"
+        raise PlanError.of("QR314", message, hint=hint, key="fx.preserved_attributes")
+    attach_preserved_attrs_to_model(graph, {name: _own_value(model, name) for name in names})
+
+
+def _own_value(model: nn.Module, name: str) -> Any:
+    value = getattr(model, name)
+    if value is not getattr(type(model), name, None):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:
+        hint = "set it in the model's __init__, or make copy.deepcopy work"
+        raise unfit(f"its class attribute {name} cannot be copied: {error}", hint) from error
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

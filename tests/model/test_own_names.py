@@ -150,6 +150,15 @@ def test_an_attribute_that_a_graph_module_needs_cannot_be_preserved(name):
     assert qrecipe.quantize(model, rules, BATCHES).edges == {"edges": 3}
 
 
+def test_a_module_is_preserved_unless_the_model_calls_it():
+    model = net_of(lambda self, x: self.fc(x), fc=nn.Linear(6, 6), more=nn.Linear(6, 2))
+    rules = recipe(head='[fx]\npreserved_attributes = ["more"]\n')
+    assert torch.equal(qrecipe.quantize(model, rules, BATCHES).more(X), model.more(X))
+    rules = recipe(head='[fx]\npreserved_attributes = ["more", "fc"]\n')
+    with pytest.raises(qrecipe.PlanError, match=r'QR314 .*"fc" is a module that the model calls'):
+        qrecipe.quantize(model, rules, BATCHES)
+
+
 @pytest.mark.parametrize("value", ["v1", nn.Linear(6, 6)], ids=["attribute", "submodule"])
 def test_the_one_name_that_torchs_quantization_writes_to_is_refused(value):
     model = net_of(lambda self, x: self.fc(x), fc=nn.Sequential(nn.Linear(6, 6)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import (
-    BackendConfig,
-    ConvertCustomConfig,
-    PrepareCustomConfig,
     assert_and_get_unique_device,
-    attach_preserved_attrs_to_model,
     convert,
     lower_to_native_backend,
     prepare,
@@ -48,7 +43,7 @@ from qrecipe.execution.fx.patches import (
 from qrecipe.execution.own_engines import keep_engines
 from qrecipe.execution.packing import Kinds, quantized_per_channel
 from qrecipe.model.addresses import site_of
-from qrecipe.model.copies import own_tensors, own_value, structural_copy
+from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.nodes import called_modules
 from qrecipe.model.results import expect_chunks
@@ -57,39 +52,33 @@ from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.memory import failing_as
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.recipe.schema import Backend, Phase
 
 _REPORT = "leave the named operation float, and report the model"
 
 
-def prepared_copy(
-    graph_module: fx.GraphModule,
-    emission: Emission,
-    configs: Configs,
-) -> fx.GraphModule:
+def prepared_copy(graph_module: fx.GraphModule, emission: Emission, plan: Plan) -> fx.GraphModule:
     """A copy of the graph with observers or fake-quants inserted; it shares the float tensors.
 
     Raises ``PlanError`` (QR306) if torch fails.
     """
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
+    backend_config = own_backend_config(plan.backend)
     with (
         failing_as(PlanError, "QR306", "torch cannot prepare the model", _REPORT),
         quiet(),
         _nothing_kept(),
         random_numbers_kept(),
-        without_repetition(copied, configs.backend_config),
+        without_repetition(copied, backend_config),
         numbers_unobserved(),
     ):
         prepared = prepare(
             copied,
             emission.qconfig_mapping,
-            configs.phase == "qat",
+            plan.phase == "qat",
             dict(emission.scopes),
             (),
-            configs.prepare,
-            None,
-            configs.backend_config,
+            backend_config=backend_config,
         )
     _tie_again(prepared, weights)
     observe_before_drops(prepared)
@@ -102,7 +91,6 @@ def prepared_copy(
     observe_moved_once(prepared)
     observe_clamped(prepared, emission.clamps)
     keep_state_names(prepared)
-    attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
 
 
@@ -126,7 +114,7 @@ def as_torch_prepared(prepared: fx.GraphModule) -> fx.GraphModule:
     return source
 
 
-def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
+def reference(prepared: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
     The identities that `altered_modules.keep_float` inserted are still in it. Raises
@@ -145,18 +133,17 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
         converted = convert(
             as_torch_prepared(prepared),
             True,
-            configs.convert,
             _remove_qconfig_flag=False,  # lowering needs it
-            backend_config=configs.backend_config,
+            backend_config=own_backend_config(plan.backend),
         )
-    _preserve(prepared, converted, configs.convert.preserved_attributes)
+    keep_state_names(converted)
     return converted
 
 
 def lowered(
     reference: fx.GraphModule,
     prepared: fx.GraphModule,
-    configs: Configs,
+    plan: Plan,
     engines: Mapping[str, Engine],
     kinds: Kinds,
 ) -> fx.GraphModule:
@@ -173,7 +160,7 @@ def lowered(
     observed = prepared.meta["_observed_graph_module_attrs"]
     own_tensors(reference, lambda x: x.dim() == 1)  # packing keeps references to biases
     with (
-        engine(configs.backend),
+        engine(plan.backend),
         _failing_to_convert(),
         quiet(),
         _nothing_kept(),
@@ -186,7 +173,7 @@ def lowered(
             observed.node_name_to_qconfig,
             observed.node_name_to_scope,
         )
-    keep_engines(converted, engines, configs.backend)
+    keep_engines(converted, engines, plan.backend)
     take_any_layout(converted)
     forget_qconfigs(converted)
     delete_unused_submodules(converted)
@@ -195,7 +182,7 @@ def lowered(
     read_shapes_of_integers(converted)
     join_in_one_layout(converted)
     look_modules_up_once(converted)
-    _preserve(prepared, converted, configs.convert.preserved_attributes)
+    keep_state_names(converted)
     return converted
 
 
@@ -211,11 +198,6 @@ def _nothing_kept() -> Iterator[None]:
 def _failing_to_convert() -> AbstractContextManager[None]:
     what = "torch could not convert the prepared model"
     return failing_as(ExecutionError, "QR405", what, _REPORT)
-
-
-def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> None:
-    keep_state_names(target)
-    attach_preserved_attrs_to_model(target, {name: getattr(source, name) for name in names})
 
 
 class _own_weights_only(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
@@ -284,30 +266,3 @@ def _on_other_engines(
         if own is not None:
             found = (each for each in layer.modules() if hasattr(each, "get_quantized_weight"))
             yield from ((each, own) for each in found)
-
-
-@dataclass(frozen=True, slots=True)
-class Configs:
-    """The same for all parts of a model.
-
-    ``preserved`` are the attributes of the model that are kept on its graphs.
-    """
-
-    backend: Backend
-    phase: Phase
-    backend_config: BackendConfig
-    prepare: PrepareCustomConfig
-    convert: ConvertCustomConfig
-    preserved: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, plan: Plan, model: nn.Module, preserved: Sequence[str] = ()) -> Configs:
-        """The configs for a plan, which was made by the same backend config."""
-        return cls(
-            plan.backend,
-            plan.phase,
-            own_backend_config(plan.backend),
-            PrepareCustomConfig().set_preserved_attributes(list(preserved)),
-            ConvertCustomConfig().set_preserved_attributes(list(preserved)),
-            {name: own_value(model, name) for name in preserved},
-        )

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import fx, nn
 
-from qrecipe._torch_fx import QConfigMapping
+from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig, QConfigMapping
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import quoted_whole
@@ -19,7 +19,6 @@ from qrecipe.execution.clamped import clamp_findings
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.fx import convert as execution
-from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import Emission, emit
 from qrecipe.execution.fx.exportable import exportable
 from qrecipe.execution.fx.isolated import isolated
@@ -54,25 +53,25 @@ __all__ = [
 
 def compile(task: Task) -> Compiled:
     """The graphs of the inventory, with the plan in them."""
-    configs = Configs.of(task.plan, task.model, task.recipe.fx.preserved_attributes)
-    parts = tuple(_compiled(task, part, configs) for part in task.inventory.parts)
-    whole = with_parts(task.model, {part.path: part.graph_module for part in task.inventory.parts})
+    parts = tuple(_compiled(task, part) for part in task.inventory.parts)
+    graphs = {part.path: part.graph_module for part in task.inventory.parts}
+    names = list(task.recipe.fx.preserved_attributes)
     return Compiled(
         parts,
-        whole,
+        with_parts(task.model, graphs),
         _mapping(parts),
         backend_config(task.plan.backend),
-        configs.prepare,
-        configs.convert,
+        PrepareCustomConfig().set_preserved_attributes(names),
+        ConvertCustomConfig().set_preserved_attributes(names),
     )
 
 
-def _compiled(task: Task, part: Part, configs: Configs) -> FxPart:
+def _compiled(task: Task, part: Part) -> FxPart:
     """The part with its own sites of the plan in its graph, in place."""
     names = {node.meta[SITE] for node in part.graph_module.graph.nodes if SITE in node.meta}
     own = task.plan.restricted_to(names)
     emission = emit(own, part.graph_module)
-    return FxPart(part.path, part, own, emission, configs, task)
+    return FxPart(part.path, part, own, emission, task)
 
 
 def _mapping(parts: Sequence[FxPart]) -> QConfigMapping:
@@ -94,7 +93,6 @@ class FxPart:
     source: Part
     plan: Plan
     emission: Emission
-    configs: Configs
     task: Task
 
     def prepare(self) -> fx.GraphModule:
@@ -103,14 +101,14 @@ class FxPart:
 
     def prepare_at_once(self) -> fx.GraphModule:
         graph_module = self.source.graph_module
-        prepared = execution.prepared_copy(graph_module, self.emission, self.configs)
+        prepared = execution.prepared_copy(graph_module, self.emission, self.plan)
         prove_prepared(prepared, graph_module, self.source.example)
         accompany_training(prepared)
         return prepared
 
     def reference(self, prepared: nn.Module) -> fx.GraphModule:
         assert isinstance(prepared, fx.GraphModule)
-        return explicit(execution.reference(prepared, self.configs))
+        return explicit(execution.reference(prepared, self.plan))
 
     def convert(
         self, prepared: nn.Module, sample: Sample | None, lint: LintTable
@@ -123,7 +121,7 @@ class FxPart:
         if sample is None:  # running it would change its observers
             sample = Sample.of(runnable_copy(prepared), self.source.inputs)
         settle(clamp_findings(prepared), lint.ignore)
-        reference = execution.reference(prepared, self.configs)
+        reference = execution.reference(prepared, self.plan)
         check_conversion(reference, prepared, sample, self.plan.phase)
         if self.plan.is_for_export:
             reference = explicit(reference)
@@ -133,7 +131,7 @@ class FxPart:
             return reference
 
         def make_judging_reference() -> fx.GraphModule:
-            judge = execution.reference(prepared, self.configs)
+            judge = execution.reference(prepared, self.plan)
             make_judge(judge, prepared)
             return judge
 
@@ -141,9 +139,9 @@ class FxPart:
         proof = run_on_head(reference, sample)
         # in place: a second reference is only needed if a kernel is suspect
         kinds: Kinds = {}
-        converted = execution.lowered(reference, prepared, self.configs, self.plan.engines, kinds)
+        converted = execution.lowered(reference, prepared, self.plan, self.plan.engines, kinds)
         make, unjudged = make_judging_reference, self.task.unjudged
-        with engine(self.configs.backend):
+        with engine(self.plan.backend):
             audit(self.plan, converted, proof, make, lint, unjudged, kinds)
         return converted
 
@@ -179,52 +177,45 @@ class FxPart:
         assert isinstance(prepared, fx.GraphModule)
         if self.plan.phase == "qat":
             prepared = frozen_copy(prepared, self.source.inputs)
-        return exportable(self.plan, prepared, self.source.inputs, self.configs)
+        return exportable(self.plan, prepared, self.source.inputs)
 
 
 def rebuilt(recorded: Recorded) -> nn.Module:
     blank, fused = recorded_graphs(recorded)
-    plan, configs = recorded.plan, _configs(recorded, blank)
+    plan = recorded.plan
     # each weight is packed once, later
-    parts = {
-        path: _unaudited(_valueless(graph, plan, configs), plan, configs, {})
-        for path, graph in fused.items()
-    }
+    parts = {path: _unaudited(_valueless(graph, plan), plan, {}) for path, graph in fused.items()}
     for part in parts.values():
         keep_engines(part, plan.engines, plan.backend)
-    return with_parts(blank, parts)
+    return with_parts(blank, parts, recorded.table.preserved_attributes)
 
 
 def exportable_parts(
     recorded: Recorded, converted: Mapping[str, fx.GraphModule], inputs: Mapping[str, Inputs]
 ) -> Mapping[str, Exportable]:
     check_exportable(recorded.plan)
-    blank, fused = recorded_graphs(recorded)
-    plan, configs = recorded.plan, _configs(recorded, blank)
-    convert = partial(_unaudited, plan=plan, configs=configs, engines=plan.engines)
+    _, fused = recorded_graphs(recorded)
+    plan = recorded.plan
+    convert = partial(_unaudited, plan=plan, engines=plan.engines)
     found: dict[str, Exportable] = {}
     for path, graph_module in fused.items():
-        prepared = _valueless(graph_module, plan, configs)
+        prepared = _valueless(graph_module, plan)
         recover(prepared, converted[path], convert)
-        found[path] = exportable(plan, prepared, inputs[path], configs)
+        found[path] = exportable(plan, prepared, inputs[path])
     return found
 
 
-def _configs(recorded: Recorded, blank: nn.Module) -> Configs:
-    return Configs.of(recorded.plan, blank, recorded.table.preserved_attributes)
-
-
-def _valueless(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
+def _valueless(graph_module: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """A prepared graph whose observers have seen nothing."""
     # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the
     # shapes of their weights once
-    return execution.prepared_copy(graph_module, emit(plan, graph_module), configs).eval()
+    return execution.prepared_copy(graph_module, emit(plan, graph_module), plan).eval()
 
 
 def _unaudited(
-    prepared: fx.GraphModule, plan: Plan, configs: Configs, engines: Mapping[str, Engine]
+    prepared: fx.GraphModule, plan: Plan, engines: Mapping[str, Engine]
 ) -> fx.GraphModule:
-    reference = execution.reference(prepared, configs)
+    reference = execution.reference(prepared, plan)
     if plan.is_for_export:
         return explicit(reference)
-    return execution.lowered(reference, prepared, configs, engines, {})
+    return execution.lowered(reference, prepared, plan, engines, {})

@@ -16,12 +16,13 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import ReferenceQuantizedModule, convert
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
-from qrecipe.execution.fx.convert import Configs, as_torch_prepared
+from qrecipe.execution.fx.convert import as_torch_prepared
 from qrecipe.execution.fx.reference import check_conversion, explicit, held
 from qrecipe.execution.packing import one_each
 from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.rewrite_proof import passing
+from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import failing_as
 from qrecipe.recipe.patterns import leave_float
@@ -29,9 +30,7 @@ from qrecipe.recipe.patterns import leave_float
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor"
 
 
-def exportable(
-    plan: Plan, prepared: fx.GraphModule, inputs: Inputs, configs: Configs
-) -> Exportable:
+def exportable(plan: Plan, prepared: fx.GraphModule, inputs: Inputs) -> Exportable:
     """The decomposed conversion on a copy, each module held against the prepared model's.
 
     Raises:
@@ -44,7 +43,7 @@ def exportable(
     before = prepared if plan.phase == "qat" else passing(prepared)
     with torch.no_grad():
         float_output = inputs.cloned().call(before)
-    decomposed = _decomposed(prepared, configs)
+    decomposed = _decomposed(prepared, plan)
     check_conversion(decomposed, prepared, Sample(inputs, float_output), plan.phase)
     explicit(decomposed)
     _look_up_integers(decomposed)
@@ -53,15 +52,14 @@ def exportable(
     return Exportable(decomposed, bound, _checked_output(decomposed, prepared, bound), float_output)
 
 
-def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
+def _decomposed(prepared: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     what = "torch cannot convert the model for export"
     with failing_as(ArtifactError, "QR512", what), quiet():
         return convert(
             as_torch_prepared(prepared),
             True,
-            configs.convert,
             is_decomposed=True,
-            backend_config=configs.backend_config,
+            backend_config=own_backend_config(plan.backend),
         )
 
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.ranges import check_ranges
 from qrecipe.errors.warn import settle
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx import convert as execution
-from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import emit
 from qrecipe.execution.fx.patches import delete_unused_submodules
 from qrecipe.execution.fx.reference import pad_explicitly
@@ -93,30 +91,26 @@ def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolate
     """
     parts = tuple(wrap(part, task.inventory, sites) for part in task.inventory.parts)
     kernels = _calibrated_kernels(task, parts, calibrate)
-    whole = _with_graphs(task.model, parts)
+    whole = _with_graphs(task, parts)
     graph = next((part for part in parts if not part.path), None)
-    if graph is not None:
-        names = task.recipe.fx.preserved_attributes
-        preserved = {name: getattr(task.model, name) for name in names}
-        attach_preserved_attrs_to_model(graph.graph_module, preserved)
     return Isolated(whole, [lone for part in parts for lone in part.sites], kernels, graph)
 
 
-def _with_graphs(model: nn.Module, parts: Sequence[WrappedPart]) -> nn.Module:
-    return with_parts(model, {part.path: part.graph_module for part in parts})
+def _with_graphs(task: Task, parts: Sequence[WrappedPart]) -> nn.Module:
+    graphs = {part.path: part.graph_module for part in parts}
+    return with_parts(task.model, graphs, task.recipe.fx.preserved_attributes)
 
 
 def _calibrated_kernels(
     task: Task, parts: Sequence[WrappedPart], calibrate: Calibrate
 ) -> dict[str, Kernel]:
     """The kernels by site; the graphs call the float operations afterwards."""
-    configs = Configs.of(task.plan, task.model)
     with engine(task.plan.backend):
-        ways = [_Alone.of(lone, task.plan, configs) for part in parts for lone in part.sites]
+        ways = [_Alone.of(lone, task.plan) for part in parts for lone in part.sites]
         for way in ways:
             way.lone.put(way.prepared)
         try:
-            observing = _with_graphs(task.model, parts)
+            observing = _with_graphs(task, parts)
             mark_prepared(observing, task.recipe, "sensitivity", [part.path for part in parts])
             calibrate(observing)
             forget_preparation(observing)
@@ -124,7 +118,7 @@ def _calibrated_kernels(
             for way in ways:
                 way.lone.put(way.lone.original)
         check_ranges(way.prepared for way in ways)
-        return {way.lone.site.name: way.kernel(configs, task.unjudged) for way in ways}
+        return {way.lone.site.name: way.kernel(task.unjudged) for way in ways}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +130,18 @@ class _Alone:
     prepared: fx.GraphModule
 
     @classmethod
-    def of(cls, lone: LoneSite, plan: Plan, configs: Configs) -> _Alone:
+    def of(cls, lone: LoneSite, plan: Plan) -> _Alone:
         own, original = replace(plan, sites=(lone.site,)), lone.original
         assert isinstance(original, fx.GraphModule)
-        return cls(lone, own, execution.prepared_copy(original, emit(own, original), configs))
+        return cls(lone, own, execution.prepared_copy(original, emit(own, original), own))
 
-    def kernel(self, configs: Configs, unjudged: Collection[str]) -> Kernel:
+    def kernel(self, unjudged: Collection[str]) -> Kernel:
         """Its quantized kernel, or the reference of one that saturates on this CPU alone."""
-        name, reference = self.lone.site.name, execution.reference(self.prepared, configs)
-        kinds: Kinds = {}
-        engines = self.plan.engines
-        converted = execution.lowered(reference, self.prepared, configs, engines, kinds)
-        settle(structure_findings(self.plan, converted, kinds), ())
+        name, plan = self.lone.site.name, self.plan
+        reference, kinds = execution.reference(self.prepared, plan), Kinds()
+        converted = execution.lowered(reference, self.prepared, plan, plan.engines, kinds)
+        settle(structure_findings(plan, converted, kinds), ())
         if name in unjudged:
-            converted = execution.reference(self.prepared, configs)
+            converted = execution.reference(self.prepared, plan)
             pad_explicitly(converted)
         return Kernel(name, converted.eval())

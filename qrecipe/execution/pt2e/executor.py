@@ -18,7 +18,7 @@ from qrecipe.execution.pt2e.operands import is_float, operands
 from qrecipe.execution.recorded import inputs_of, recorded_graphs
 from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
 from qrecipe.model.call import Inputs, bind
-from qrecipe.model.copies import own_value, with_parts
+from qrecipe.model.copies import with_parts
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.quantized import Became
 from qrecipe.planning.plan import Site
@@ -85,15 +85,11 @@ def rebuilt(recorded: Recorded) -> nn.Module:
     from qrecipe.execution.pt2e.part import rebuilt_program
 
     blank, graphs = recorded_graphs(recorded)
-    names = recorded.table.preserved_attributes
-    preserved = {name: own_value(blank, name) for name in names}
-    return with_parts(
-        blank,
-        {
-            part.path: rebuilt_program(graphs[part.path], inputs_of(part), recorded.plan, preserved)
-            for part in recorded.architecture.parts
-        },
-    )
+    programs = {
+        part.path: rebuilt_program(graphs[part.path], inputs_of(part), recorded.plan)
+        for part in recorded.architecture.parts
+    }
+    return with_parts(blank, programs, recorded.table.preserved_attributes)
 
 
 def exportable_parts(

@@ -29,14 +29,14 @@ def isolated_programs(task: Task, sites: Sequence[Site], calibrate: Calibrate) -
         raise UnsupportedError(Finding("QR316", message, hint='remove [fx] roots, or set "fx"'))
     program = ProgramPart.of(task, part).program
     plans = {site.name: plan_of_one(site, task.plan) for site in sites}
-    prepared = {name: prepared_program(program, plan, {}) for name, plan in plans.items()}
+    prepared = {name: prepared_program(program, plan) for name, plan in plans.items()}
     together = _Together(program, list(prepared.values()))
     mark_prepared(together, task.recipe, "sensitivity", [])
     calibrate(together)
     check_ranges(prepared.values())
     kernels: dict[str, Kernel] = {}
     for name, plan in plans.items():
-        converted = converted_program(prepared[name], plan, {})
+        converted = converted_program(prepared[name], plan)
         settle(structure_findings(plan, program, converted), ())
         kernels[name] = Kernel(name, converted)
     owner = _Together(program, [])

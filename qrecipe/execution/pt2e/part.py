@@ -8,7 +8,6 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.warn import settle, warn
@@ -37,7 +36,7 @@ from qrecipe.execution.pt2e.torchao import convert_pt2e, models_forgotten, prepa
 from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs, bind
-from qrecipe.model.copies import own_value, runnable_copy, structural_copy
+from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_exported, prove_folded
 from qrecipe.planning.plan import Plan
@@ -74,14 +73,9 @@ class ProgramPart:
         return self.prepare_at_once()
 
     def prepare_at_once(self) -> fx.GraphModule:
-        prepared = prepared_program(self.program, self.plan, self._preserved)
+        prepared = prepared_program(self.program, self.plan)
         accompany_training(prepared)
         return prepared
-
-    @property
-    def _preserved(self) -> dict[str, object]:
-        names = self.task.recipe.fx.preserved_attributes
-        return {name: own_value(self.task.model, name) for name in names}
 
     def convert(
         self, prepared: nn.Module, sample: Sample | None, lint: LintTable
@@ -94,7 +88,7 @@ class ProgramPart:
             prove_folded(prepared, frozen, inputs)
         if sample is None:  # running it would change its observers
             sample = Sample.of(runnable_copy(prepared), self.source.inputs)
-        converted = converted_program(prepared, self.plan, self._preserved)
+        converted = converted_program(prepared, self.plan)
         expected = self.reference(prepared)
         structure = [
             *clamp_findings(prepared),
@@ -133,9 +127,7 @@ def program_of(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.G
     return captured(graph_module, inputs)
 
 
-def prepared_program(
-    program: fx.GraphModule, plan: Plan, preserved: dict[str, object]
-) -> fx.GraphModule:
+def prepared_program(program: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """A copy of the program with the plan's observers in it.
 
     Raises ``PlanError`` (QR306) if torchao fails.
@@ -149,12 +141,10 @@ def prepared_program(
     follow(made, plan)
     observe_clamped(made, plan)
     forget_annotations(made)
-    return _finished(made, preserved)
+    return _finished(made)
 
 
-def converted_program(
-    prepared: fx.GraphModule, plan: Plan, preserved: dict[str, object]
-) -> fx.GraphModule:
+def converted_program(prepared: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """torchao's conversion, without the float weights that nothing reads any more.
 
     Raises ``ExecutionError`` (QR405) if torchao fails.
@@ -174,18 +164,16 @@ def converted_program(
         round_biases(made)
     if any(site.mode == "dynamic" for site in plan.sites):
         refuse_empty(made)
-    return _finished(made, preserved)
+    return _finished(made)
 
 
-def rebuilt_program(
-    graph_module: fx.GraphModule, inputs: Inputs, plan: Plan, preserved: dict[str, object]
-) -> fx.GraphModule:
+def rebuilt_program(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.GraphModule:
     """The converted program of a graph without values, from observers that saw nothing."""
     own = plan.restricted_to(sites_of(graph_module))
-    prepared = prepared_program(program_of(graph_module, inputs, own), own, preserved)
+    prepared = prepared_program(program_of(graph_module, inputs, own), own)
     # fake-quants that accompany no training observe in eval mode, and must see their weights once
     calibrated = trained(prepared.eval()) if plan.phase == "qat" else prepared
-    return converted_program(calibrated, own, preserved)
+    return converted_program(calibrated, own)
 
 
 def sites_of(graph_module: fx.GraphModule) -> set[str]:
@@ -193,10 +181,9 @@ def sites_of(graph_module: fx.GraphModule) -> set[str]:
     return {node.meta[SITE] for node in graph_module.graph.nodes if SITE in node.meta}
 
 
-def _finished(made: fx.GraphModule, preserved: dict[str, object]) -> fx.GraphModule:
+def _finished(made: fx.GraphModule) -> fx.GraphModule:
     """The graph with what it calls alone; torchao's own module refuses to be trained or not."""
     check_first(made)
     finished = ProgramModule(made, made.graph)
     finished.meta.update(made.meta)
-    attach_preserved_attrs_to_model(finished, preserved)
     return finished
