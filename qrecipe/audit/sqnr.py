@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qrecipe.errors.text import finite_or_none
-from qrecipe.model.nested import tensors_in
+from qrecipe.model.nested import as_real, tensors_in
 
 
 def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
@@ -124,8 +124,8 @@ class Totals:
     sums: list[_Sums] = field(default_factory=list)
 
     def add(self, reference: Any, candidate: Any) -> None:
-        """Add a batch; quantized tensors are dequantized."""
-        expected, actual = floating_tensors(reference), floating_tensors(candidate)
+        """Add a batch; quantized tensors are dequantized, complex ones are pairs of numbers."""
+        expected, actual = _floating_parts(reference), _floating_parts(candidate)
         while len(self.sums) < max(len(expected), len(actual)):
             self.sums.append(_Sums())
         for index, sums in enumerate(self.sums):
@@ -165,6 +165,10 @@ def sqnr_text(value: float | None) -> str:
     if value is None:
         return "no floating tensor"
     return "equal in every value" if value == math.inf else f"SQNR {value:.1f} dB"
+
+
+def _floating_parts(value: Any) -> list[Tensor]:
+    return floating_tensors([as_real(tensor) for tensor in tensors_in(value)])
 
 
 def floating_tensors(value: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ from qrecipe.model.addresses import TRACE_PREFIX, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.exported import exported, of_several
+from qrecipe.model.nested import map_leaves
 from qrecipe.process.memory import failing_as
 from qrecipe.process.state import alone
 
@@ -57,7 +58,10 @@ def mark_sites(graph_module: fx.GraphModule) -> None:
 
 
 class Interpreted(nn.Module):
-    """Runs a graph node by node, so that operators get the ``meta`` of their node."""
+    """Runs a graph node by node, so that operators get the ``meta`` of their node.
+
+    Containers are returned as the graph's own code would: a list and not FX's own.
+    """
 
     def __init__(self, source: fx.GraphModule) -> None:
         super().__init__()
@@ -65,7 +69,7 @@ class Interpreted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = bind(self.source, self.source, Inputs(args, kwargs))
-        return fx.Interpreter(self.source).run(*given)
+        return map_leaves(lambda leaf: leaf, fx.Interpreter(self.source).run(*given))
 
 
 def _plain(program: fx.GraphModule) -> fx.GraphModule:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from qrecipe._torch_ao import QConfig
@@ -21,6 +23,7 @@ from qrecipe.model.kept import PRIVATE
 from qrecipe.model.quantized import quantized_part
 from qrecipe.model.unfit import broken_values, check_is_model, wrapper_findings
 from qrecipe.recipe.recipe import Recipe
+from qrecipe.rules.resolution import listed
 from qrecipe.rules.structure import joined
 
 
@@ -43,10 +46,22 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
     )
     if findings:
         raise error_from(findings)
-    if model.training and recipe.phase == "ptq":
+    trained = [path for path, module in model.named_modules() if _is_trained(module, path)]
+    if trained and recipe.phase == "ptq":
         message = "the model is in training mode; its copy is quantized in eval mode"
+        if not model.training:
+            are = "is" if len(trained) == 1 else "are"
+            message = f"{listed(trained)} {are} in training mode, and the quantized copy is not"
         hint = "call model.eval() first, so that you compare like with like"
         warn(Finding("QR202", message, hint=hint), recipe.lint.ignore)
+
+
+_BEHAVE_OTHERWISE = (_NormBase, _DropoutNd, nn.RReLU)
+"""torch's modules that compute something else in training mode."""
+
+
+def _is_trained(module: nn.Module, path: str) -> bool:
+    return module.training and (not path or isinstance(module, _BEHAVE_OTHERWISE))
 
 
 def _findings(faults: Iterable[tuple[str, str]]) -> Iterator[Finding]:
@@ -79,7 +94,13 @@ def _tensor_faults(model: nn.Module) -> Iterator[tuple[str, str]]:
                 "call model.float() on it, or on a copy of it",
             )
     for name, tensor in model.named_parameters():
-        if tensor.device.type != "cpu":
+        if tensor.is_meta:
+            yield (
+                f"{name} is on meta: it has no values",
+                'load the weights first: after model.to_empty(device="cpu") with load_state_dict, '
+                "or at once with load_state_dict(..., assign=True)",
+            )
+        elif tensor.device.type != "cpu":
             yield (
                 f"{name} is on {tensor.device}: the quantized kernels run on the CPU",
                 'call model.to("cpu") on it, or on a copy of it',

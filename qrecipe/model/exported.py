@@ -22,7 +22,7 @@ from qrecipe.model.program_writer import ProgramWriter
 from qrecipe.model.trace import Subject, Traced
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import unheard
-from qrecipe.process.warnings import held_back
+from qrecipe.process.warnings import held_back, import_aside
 from qrecipe.recipe.schema import FxTable
 
 
@@ -70,6 +70,7 @@ def exported_as_it_is(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
 def _exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
     names = signature_of(root).bind(*args, **kwargs).arguments
     ordered = {name: kwargs[name] for name in names if name in kwargs}  # torch mixes up others
+    import_aside("torch.fx.experimental.symbolic_shapes")  # or torch.export does
     with unheard(), held_back([("", Warning)]), torch.no_grad():
         return torch.export.export(root, tuple(args), ordered, strict=False, dynamic_shapes=shapes)
 

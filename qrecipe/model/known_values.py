@@ -16,6 +16,7 @@ from qrecipe.model.nodes import reads_shape
 from qrecipe.model.record import Shapes
 from qrecipe.model.shapes import of_another_batch_size, without_values
 from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.warnings import filters_kept
 
 UNKNOWN = object()
 """The value of a node that depends on more than shapes."""
@@ -49,7 +50,8 @@ class KnownValues:
     def of(self, node: fx.Node) -> Any:
         """The value of a node, or UNKNOWN or VARIES."""
         try:
-            first, *others = (run.value(node) for run in self._runs)
+            with filters_kept():  # torch imports sympy for what it refuses to compute
+                first, *others = (run.value(node) for run in self._runs)
         except Exception as error:
             raise_lack_of_memory(error)
             return UNKNOWN

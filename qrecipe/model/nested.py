@@ -14,6 +14,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
@@ -21,8 +22,14 @@ from torch.utils import _pytree as pytree
 from qrecipe.errors.text import first_line
 
 _LEAVES = (fx.Proxy, Tensor, nn.Module, str, bytes, int, float, complex, type, type(None))
-_SEQUENCES = (tuple, list, immutable_list)
-_MAPPINGS = (dict, OrderedDict, immutable_dict, MappingProxyType)
+_SEQUENCES = (tuple, list)
+_MAPPINGS = (dict, OrderedDict, MappingProxyType)
+_OF_FX: Mapping[type, type] = {immutable_list: list, immutable_dict: dict}
+
+
+def container_of(value: Any) -> type:
+    """The type of a value; the usual one for FX's own lists and dicts."""
+    return _OF_FX.get(type(value), type(value))
 
 
 def parts_of(value: Any) -> Mapping[Any, Any] | None:
@@ -62,12 +69,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, in a last dimension of 2; others as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 class UncopyableError(TypeError):
     """A container of the caller's own class that cannot be copied; says why."""
 
 
 def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
-    """A copy of the containers with ``change`` applied to each leaf.
+    """A copy of the containers with ``change`` applied to each leaf; FX's own become usual ones.
 
     Raises `UncopyableError` if a container cannot be copied.
     """
@@ -75,10 +87,11 @@ def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
     if parts is None:
         return change(value)
     changed = {key: map_leaves(change, part) for key, part in parts.items()}
-    if type(value) in _SEQUENCES:
-        return type(value)(changed.values())
-    if type(value) in _MAPPINGS:
-        return type(value)(changed)
+    kind: Any = container_of(value)
+    if kind in _SEQUENCES:
+        return kind(changed.values())
+    if kind in _MAPPINGS:
+        return kind(changed)
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(changed.values())
     try:

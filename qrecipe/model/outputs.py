@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from qrecipe.model.nested import Packing, leaves, map_leaves, parts_of
+from qrecipe.model.nested import Packing, leaves, map_leaves, parts_of, tensors_in
 from qrecipe.model.trace_proof import Value
 
 
@@ -46,11 +46,19 @@ def restore_constants(graph_module: fx.GraphModule) -> bool:
 
 
 def return_tensors(graph_module: fx.GraphModule) -> None:
-    """Make the graph return its outputs as one flat tuple, without constants, in place."""
-    output = graph_module.graph.output_node()
-    output.args = (tuple(_unpacked(output.args[0])),)
-    graph_module.graph.eliminate_dead_code()
+    """Make the graph return the tensors of its outputs as one flat tuple, in place."""
+    graph = graph_module.graph
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        tensors = graph.call_function(_tensors, (tuple(_unpacked(output.args[0])),))
+    output.args = (tensors,)
+    graph.eliminate_dead_code()
     graph_module.recompile()
+
+
+def _tensors(values: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Without numbers, as of samples, and what a program's own containers hold besides tensors."""
+    return tuple(tensors_in(values))
 
 
 def _unpacked(value: Any) -> Iterator[fx.Node]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe.errors.findings import Finding, PlanError, TraceError
 from qrecipe.errors.text import first_line
@@ -28,7 +27,7 @@ from qrecipe.model.dry_run import (
 )
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.masks import has_mask
-from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.model.nested import as_real, container_of, parts_of, tensors_in
 from qrecipe.model.unfit import all_finite, unfit
 from qrecipe.process.warnings import held_back
 
@@ -149,16 +148,26 @@ def _different(message: str, model: nn.Module) -> DifferentGraphError:
     """The error with what tracing may have missed: a difference does not show its cause."""
     own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
     leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"
-    error = _unproven(
-        f"{_GRAPH} {message}",
+    causes = [
+        *([_HOOKS] if model._forward_hooks or model._forward_pre_hooks else []),
         "tracing may have taken another branch: isinstance(x, torch.Tensor) and "
         "torch.is_grad_enabled() differ in it; remove the branch, or ask for "
         "isinstance(x, (tuple, list))",
+    ]
+    error = _unproven(
+        f"{_GRAPH} {message}",
+        *causes,
         "or it lost an in-place change through a view or an alias (y = x; y += 1), or "
         "whatever depends on data: write it out of place",
         *([leave_out] if any(module is not model for module in own) else []),
     )
     return DifferentGraphError(error.findings)
+
+
+_HOOKS = (
+    "hooks of the model itself run around its forward, and are not traced: do in forward what they "
+    "change, or register them on the quantized model"
+)
 
 
 class _Recorder(Interpreter):
@@ -254,18 +263,13 @@ def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:
 
 
 def _kind(value: Any) -> type:
-    """The type of a value; FX has its own list and dict types."""
-    if isinstance(value, Tensor):
-        return Tensor
-    own: dict[type, type] = {immutable_list: list, immutable_dict: dict}
-    return own.get(type(value), type(value))
+    return Tensor if isinstance(value, Tensor) else container_of(value)
 
 
 def _close(a: Tensor, b: Tensor, share: float) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    a, b = as_real(a), as_real(b)
     if a.is_floating_point():
         largest = float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0.0
         tolerance = _RELATIVE_TOLERANCE * largest

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.nn.parameter import is_lazy
 
 from qrecipe.errors.findings import Finding, PlanError
@@ -26,6 +27,9 @@ _OF_WRAPPERS: Mapping[str, str] = {
 
 _SESSIONS = ("InferenceSession", "CompiledModel")
 """Classes of onnxruntime and openvino."""
+
+
+_SOURCE = 'pass the model that was exported; executor = "pt2e" exports it by itself'
 
 
 def check_is_model(model: object) -> None:
@@ -54,6 +58,8 @@ def instead_of_model(given: Any) -> tuple[str, str]:
     if isinstance(given, (tuple, list)) and any(isinstance(part, nn.Module) for part in given):
         index = next(i for i, part in enumerate(given) if isinstance(part, nn.Module))
         return f"a {kind} with a model in it", f"pass its element {index}"
+    if kind == "ExportedProgram":
+        return "a program of torch.export", _SOURCE
     if kind in _SESSIONS:
         return f"a session of another runtime ({kind})", "pass the float model behind it"
     if callable(given):
@@ -85,7 +91,10 @@ def _is_state_dict(value: object) -> bool:
 
 
 def wrapper_findings(model: nn.Module) -> Iterator[Finding]:
-    """Modules that are wrapped or compiled, so that they are opaque (QR306)."""
+    """Modules that are wrapped, compiled or exported, so that they are opaque (QR306)."""
+    if _is_program(model):
+        yield Finding("QR306", "the model is a program of torch.export", hint=_SOURCE)
+        return
     for path, module in model.named_modules():
         where = path or "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -101,6 +110,20 @@ def wrapper_findings(model: nn.Module) -> Iterator[Finding]:
                 original = f"model.get_submodule({name}).{held}"
                 hint = f"put the original back: model.set_submodule({name}, {original})"
             yield Finding("QR306", f"{where} is wrapped in torch's {kind.__name__}", hint=hint)
+
+
+def _is_program(model: nn.Module) -> bool:
+    """Whether a model is what torch.export made of one: aten operators instead of modules."""
+    if type(model).__name__ == "UnflattenedModule":
+        return True
+    if not isinstance(model, fx.GraphModule):
+        return False
+    calls_modules = any(
+        node.target != "_guards_fn" for node in model.graph.find_nodes(op="call_module")
+    )
+    called = {node.target for node in model.graph.nodes if node.op == "call_function"}
+    operators = [each for each in called if isinstance(each, OpOverload)]
+    return not calls_modules and any(each.namespace == "aten" for each in operators)
 
 
 def broken_values(model: nn.Module) -> Iterator[Finding]:

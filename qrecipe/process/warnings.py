@@ -56,12 +56,22 @@ def unwarned() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def filters_kept() -> Iterator[None]:
+    """Remove the warning filters that imports inside a ``with`` add."""
+    before = list(warnings.filters)
+    try:
+        yield
+    finally:
+        added = [each for each in warnings.filters if each not in before]
+        imported = [each for each in added if not isinstance(each[1], _InThisThread)]
+        _remove(imported, warnings.filters)  # type: ignore[arg-type]
+
+
 def import_aside(module: str) -> None:
     """Import a module and remove the warning filters that the import adds."""
-    before = list(warnings.filters)
-    importlib.import_module(module)
-    found = [each for each in warnings.filters if each not in before]
-    _remove([each for each in found if not isinstance(each[1], _InThisThread)], warnings.filters)  # type: ignore[arg-type]
+    with filters_kept():
+        importlib.import_module(module)
 
 
 def _remove(added: Sequence[Any], filters: list[Any]) -> None:

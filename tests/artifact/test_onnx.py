@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import pytest
 import torch
@@ -138,6 +139,46 @@ def test_batches_of_any_size_run(mlp, content, tmp_path):
     converted = compiled.convert(model)
     for few in (batches[1][:1], batches[1][:3]):
         assert sqnr_db(outputs(converted, few)[0], run_onnx(path, few)[0]) > AGREE_DB
+
+
+def beside_numbers(self, x):
+    y = self.fc(x)
+    return {"few": [y, x.shape[0], x.size(-1)], "best": (y.argmax(1), "text", None, 1.5)}
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+def test_tensors_are_written_without_what_is_returned_beside_them(executor, tmp_path):
+    if executor == "pt2e":
+        pytest.importorskip("torchao")
+    model, rows = net_of(beside_numbers, fc=nn.Linear(6, 4)), torch.randn(16, 6)
+    compiled = qrecipe.compile(model, recipe(), rows, executor=executor)
+    calibrated = compiled.prepare()
+    qrecipe.calibrate(calibrated, [rows] * 10, progress=silent)
+    state = torch.get_rng_state()
+    qrecipe.export_onnx(compiled, calibrated, tmp_path / "model.onnx")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [each.name for each in onnx.load(tmp_path / "model.onnx").graph.output] == [
+        "few.0",
+        "best.0",
+    ]
+    expected = compiled.convert(calibrated)(rows[:5])
+    found = run_onnx(tmp_path / "model.onnx", rows[:5])
+    assert sqnr_db(expected["few"][0], found[0]) > AGREE_DB
+    assert torch.equal(expected["best"][0], found[1])
+
+
+def test_complex_results_are_pairs_of_numbers_in_the_file(tmp_path):
+    model = net_of(lambda self, x: torch.fft.rfft(self.fc(x)), fc=nn.Linear(6, 8))
+    rows = torch.randn(16, 6)
+    compiled = qrecipe.compile(model, recipe(), rows)
+    calibrated = compiled.prepare()
+    qrecipe.calibrate(calibrated, [rows] * 10, progress=silent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", qrecipe.QRecipeWarning)
+        qrecipe.export_onnx(compiled, calibrated, tmp_path / "model.onnx")
+    (found,) = run_onnx(tmp_path / "model.onnx", rows[:5])
+    expected = torch.view_as_real(compiled.convert(calibrated)(rows[:5]))
+    assert sqnr_db(expected, found) > AGREE_DB
 
 
 def test_sizes_are_those_of_the_example_where_that_is_asked_for(mlp, tmp_path):

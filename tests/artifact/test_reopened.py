@@ -84,6 +84,8 @@ def test_a_file_of_openvino_has_its_suffix(convolution, tmp_path):
     pytest.importorskip("openvino")
     with pytest.raises(ArtifactError, match=r"QR502 (?s:.)*ends with \.xml(?s:.)*net\.bin"):
         qrecipe.export_openvino(convolution.compiled, convolution.prepared, tmp_path / "net.onnx")
+    with pytest.raises(ArtifactError, match=rf"QR502 .{tmp_path}.*ends with \.xml"):
+        targets.export(convolution, "openvino", tmp_path / "net.onnx")
 
 
 def test_a_runtime_that_dies_is_named_and_nothing_is_written(tmp_path):

@@ -35,3 +35,12 @@ def test_one_batch_measures_what_the_sums_over_one_batch_say():
 def test_tensors_of_other_shapes_are_not_compared():
     assert math.isnan(sqnr_db(X, X[:2]))
     assert math.isnan(output_sqnr_db((X, X), (X,)))
+
+
+def test_a_complex_output_counts_as_its_real_and_imaginary_parts():
+    real, imaginary, noise = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    exact, off = torch.complex(real, imaginary), torch.complex(real, imaginary + noise / 10)
+    expected = sqnr_db(torch.stack([real, imaginary]), torch.stack([real, imaginary + noise / 10]))
+    assert output_sqnr_db(exact, off) == pytest.approx(expected)
+    assert output_sqnr_db(exact.conj(), off.conj()) == pytest.approx(expected)
+    assert output_sqnr_db(exact, exact) == math.inf

@@ -80,6 +80,19 @@ def test_the_random_numbers_of_the_caller_stay_as_they_are():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_containers_are_returned_as_the_model_returns_them():
+    model = net_of(
+        lambda self, x: {"a": [self.one(x), (x.argmax(1), None)], "b": {"c": "text"}},
+        one=nn.Linear(6, 4),
+    )
+    batch = torch.randn(4, 6)
+    found = quantized(model, [batch] * 10)(batch)
+    assert type(found) is dict
+    assert type(found["a"]) is list
+    assert type(found["a"][1]) is tuple
+    assert found["b"] == {"c": "text"}
+
+
 @pytest.mark.parametrize(
     "name", every(5, ["depthwise", "attention", "residual", "decoder", "shared_conv_two_norms"])
 )

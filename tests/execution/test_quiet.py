@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -72,3 +75,35 @@ def test_a_dropout_in_training_leaves_no_observer_that_sees_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         compiled.convert(prepared)
+
+
+IN_A_FRESH_PROCESS = """
+import warnings
+import torch
+from torch import nn
+import qrecipe
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else x
+
+rows = [torch.randn(4, 6) for _ in range(10)]
+before = list(warnings.filters)
+try:
+    qrecipe.plan(Branching().eval(), "builtin:x86-static", rows[0])
+except qrecipe.TraceError:
+    assert warnings.filters == before, "a trace that fails"
+if {pt2e}:
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    qrecipe.quantize(model, "builtin:x86-static-minmax", rows, executor="pt2e", progress=False)
+    assert warnings.filters == before, "pt2e"
+"""
+
+
+def test_what_torch_imports_on_the_way_leaves_no_filters_behind():
+    program = IN_A_FRESH_PROCESS.replace("{pt2e}", str(find_spec("torchao") is not None))
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr

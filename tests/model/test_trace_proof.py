@@ -6,7 +6,11 @@ import math
 
 import pytest
 import torch
+from plans import net_of
+from torch import nn
 
+import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.trace_proof import difference
 
 ONES = torch.ones(4)
@@ -34,3 +38,13 @@ ONES = torch.ones(4)
 )
 def test_outputs_are_the_same_within_a_thousandth_of_the_largest_value(expected, actual, same):
     assert (difference(expected, actual) is None) is same
+
+
+@pytest.mark.parametrize("change", [lambda z: z, torch.conj, lambda z: 1j * z])
+@torch.no_grad()
+def test_complex_outputs_are_compared(change):
+    model = net_of(lambda self, x: change(torch.fft.rfft(self.layer(x))), layer=nn.Linear(8, 8))
+    rows = torch.randn(4, 8)
+    converted = qrecipe.quantize(model, "builtin:x86-static-minmax", [rows] * 10, progress=False)
+    assert output_sqnr_db(model(rows), converted(rows)) > 25
+    assert difference(model(rows), converted(rows)) == "a tensor differs"

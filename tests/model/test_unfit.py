@@ -124,6 +124,83 @@ def test_a_scripted_submodule_is_named():
         assert "QR306 0 is TorchScript" in text
 
 
+# --- exported, without values, with hooks, partly in training mode
+
+
+@pytest.fixture(scope="module")
+def exported():
+    return torch.export.export(mlp(), (ROWS,))
+
+
+PROGRAMS = {
+    "program": lambda exported: exported,
+    "module": lambda exported: exported.module(),
+    "unflattened": torch.export.unflatten,
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_program_of_torch_export_is_said_to_be_one(exported, kind):
+    text = message(lambda: qrecipe.plan(PROGRAMS[kind](exported), STATIC, ROWS))
+    assert "QR306 the model is a program of torch.export" in text
+    assert "pass the model that was exported" in text
+
+
+def test_a_traced_model_is_none_even_if_it_calls_an_aten_operator():
+    model = net_of(lambda self, x: self.a(torch.ops.aten.relu.default(x)), a=nn.Linear(8, 4))
+    traced = torch.fx.symbolic_trace(model)
+    assert sites(qrecipe.plan(traced, STATIC, ROWS))["a"].verdict == "quantized"
+
+
+def test_weights_without_values_are_loaded_as_the_hint_says():
+    with torch.device("meta"):
+        model, other = mlp(), mlp()
+    text = message(lambda: qrecipe.plan(model, STATIC, ROWS))
+    assert "0.weight is on meta: it has no values" in text
+    assert 'model.to_empty(device="cpu")' in text
+    assert "load_state_dict(..., assign=True)" in text
+    weights = mlp().state_dict()
+    model.to_empty(device="cpu").load_state_dict(weights)
+    other.load_state_dict(weights, assign=True)
+    for each in (model, other):
+        assert qrecipe.plan(each, STATIC, ROWS).sites
+
+
+HOOKS = {
+    "after": lambda model: model.register_forward_hook(lambda _, given, result: 2 * result),
+    "before": lambda model: model.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_of_the_model_itself_that_change_what_it_gives_are_named(kind):
+    model = mlp()
+    HOOKS[kind](model)
+    with torch.no_grad():
+        model[2].bias.fill_(1)
+    text = message(lambda: qrecipe.plan(model, STATIC, torch.ones(2, 8)))
+    assert "computes something else than the model" in text
+    assert "hooks of the model itself run around its forward" in text
+
+
+@pytest.mark.parametrize(
+    ("trained", "named"), [((1,), "1 is in training mode"), ((1, 2), "1, 2 are in training mode")]
+)
+def test_parts_in_training_mode_are_named(trained, named):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 3)
+    ).eval()
+    model[3].train()  # which changes nothing
+    images = torch.zeros(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qrecipe.plan(model, recipe(), images)
+    for k in trained:
+        model[k].train()
+    with pytest.warns(qrecipe.QRecipeWarning, match=f"QR202 {named}"):
+        qrecipe.plan(model, recipe(), images)
+
+
 @pytest.mark.slow
 def test_a_module_that_was_compiled_in_place_is_quantized_as_any_other():
     model = mlp()

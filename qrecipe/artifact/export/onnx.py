@@ -37,8 +37,8 @@ from qrecipe.model.outputs import output_names, return_tensors
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.process.neutral import neutral
-from qrecipe.process.state import alone
-from qrecipe.process.warnings import held_back
+from qrecipe.process.state import random_numbers_kept
+from qrecipe.process.warnings import filters_kept, held_back
 from qrecipe.runtimes.table import needing
 
 OPSET = 20
@@ -166,7 +166,8 @@ def _content(
 ) -> bytes:
     inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)  # dynamic ones get a mark
     try:
-        with alone(), held_back([("", Warning)]):  # warnings of the exporter's libraries
+        # the exporter's libraries warn
+        with random_numbers_kept(), filters_kept(), held_back([("", Warning)]):
             exported: Any = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
             if dynamic_shapes is not None:
                 _check_sizes(model, inputs, dynamic_shapes, exported)

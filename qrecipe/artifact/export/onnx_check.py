@@ -13,7 +13,7 @@ from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.model.nested import tensors_in
+from qrecipe.model.nested import as_real, tensors_in
 from qrecipe.runtimes.onnxruntime import open_as_written
 
 _CAUSE_DB = 6.0
@@ -56,7 +56,7 @@ def size_fault(content: bytes, own: Run, other: Run) -> str | None:
 def _reached(content: bytes, run: Run) -> float | None:
     """How near a file is to the model in dB; minus infinity for results of other shapes."""
     found = _run(content, run)
-    expected = list(tensors_in(run.expected))
+    expected = [as_real(each) for each in tensors_in(run.expected)]
     if [each.shape for each in found] != [each.shape for each in expected]:
         return -math.inf
     return output_sqnr_db(expected, found)

@@ -90,11 +90,12 @@ def export(source: Source, to: Name, path: Path, sizes: Sizes = "batch") -> Lowe
     Raises what the function of the target raises, and what `check_reopened` does.
     """
     target = TARGETS[to]
+    files = target.files(path)
     with TemporaryDirectory() as folder:
         made = Path(folder) / path.name
         written = target.write(source, made, sizes)
         check_reopened(target.opener, made, written.run)
-        for file in reversed(target.files(path)):  # the named one needs the others
+        for file in reversed(files):  # the named one needs the others
             write_copy(made.with_name(file.name), file)
     return written.lowering
 

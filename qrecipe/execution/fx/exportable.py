@@ -25,6 +25,7 @@ from qrecipe.model.rewrite_proof import passing
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import failing_as
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.patterns import leave_float
 
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor"
@@ -54,7 +55,7 @@ def exportable(plan: Plan, prepared: fx.GraphModule, inputs: Inputs) -> Exportab
 
 def _decomposed(prepared: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     what = "torch cannot convert the model for export"
-    with failing_as(ArtifactError, "QR512", what), quiet():
+    with failing_as(ArtifactError, "QR512", what), quiet(), random_numbers_kept():
         return convert(
             as_torch_prepared(prepared),
             True,

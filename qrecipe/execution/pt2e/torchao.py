@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import assert_and_get_unique_device
 from qrecipe.process.state import unheard
+from qrecipe.process.warnings import import_aside
 
 with unheard(), quiet():  # it logs the kernels for GPUs that it cannot load
-    import_module("torchao.quantization.pt2e.quantize_pt2e")
+    import_aside("torchao.quantization.pt2e.quantize_pt2e")
 
 from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
