@@ -2,7 +2,9 @@
 
 from qrecipe._version import __version__ as __version__
 from qrecipe.artifact.export.aoti import export_aoti as export_aoti
+from qrecipe.artifact.export.deviations import Deviation as Deviation
 from qrecipe.artifact.export.inductor import lower as lower
+from qrecipe.artifact.export.lowering import Lowering as Lowering
 from qrecipe.artifact.export.onnx import export_onnx as export_onnx
 from qrecipe.artifact.export.openvino import export_openvino as export_openvino
 from qrecipe.artifact.export.pt2 import export_pt2 as export_pt2

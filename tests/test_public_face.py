@@ -162,6 +162,8 @@ def made():
     with pytest.raises(qrecipe.PlanError) as caught:
         qrecipe.plan(model, qrecipe.parse_recipe(RECIPE + many), batches[0])
     values["PlanError"] = caught.value
+    deviation = qrecipe.Deviation(MARK, "Linear", 1, 8, None)
+    values["Lowering"] = qrecipe.Lowering("XNNPACK", 2, (MARK,), 1.0, (deviation,) * 50)
     return SimpleNamespace(values=values, written=written)
 
 

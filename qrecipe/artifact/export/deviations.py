@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import sqnr_db
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.planning.plan import Site
 
@@ -42,8 +43,8 @@ class Result:
         return not torch.equal(self.expected, self.found)
 
 
-@dataclass(frozen=True, slots=True)
-class Deviation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Deviation(ShortRepr):
     """How many results of a site differ, run alone: integers by one, where they lie between two.
 
     ``sqnr_db`` is that of a site with float results, which sums in another order; else None.

@@ -17,6 +17,7 @@ from qrecipe.audit.modules import computes_otherwise
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.model.call import Inputs
 from qrecipe.model.nested import tensors_in
@@ -25,8 +26,8 @@ Compute = Callable[[fx.GraphModule, Inputs], Sequence[Tensor]]
 """A graph that returns a tuple, and inputs, to what it gives for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lowering:
+@dataclass(frozen=True, slots=True, repr=False)
+class Lowering(ShortRepr):
     """The layers with integer weights that became integer kernels of a compiler.
 
     ``seconds`` is the time that compiling took. ``without_kernel`` are the sites that the compiler
@@ -72,7 +73,7 @@ def _is_weight(node: fx.Node) -> bool:
 
 
 def lowered_findings(program: Program, found: Any, compute: Compute) -> Iterator[Finding]:
-    """Where a compiled program computes something else than the program (QR411, QR412).
+    """Where a compiled program computes something other than the program (QR411, QR412).
 
     ``found`` is what it gives for the program's inputs. Roundings that fall the other way add up in
     deep models. So where the outputs differ, each site is judged apart from the others.
