@@ -58,7 +58,7 @@ def around_findings(
     if found is not None:
         yield Finding(
             "QR412",
-            f"the code around the quantized roots computes something else than before: {found}",
+            f"the code around the quantized roots computes something other than before: {found}",
             hint="code around a root may only call it, not read its attributes",
         )
 

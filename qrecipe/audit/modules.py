@@ -86,7 +86,7 @@ EQUAL_INPUT = "its reference on the same input"
 
 
 def computes_otherwise(site: Site, what: str, distance: str, like: str) -> Finding:
-    """The finding (QR411) about a site whose ``what`` computes something else than ``like``."""
+    """The finding (QR411) about a site whose ``what`` computes something other than ``like``."""
     return Finding(
         "QR411",
         f"{what} of {site.name} ({site.op}) computes something else: {distance} from {like}",

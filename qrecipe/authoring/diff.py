@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qrecipe.errors.findings import Location, UnknownNameError
-from qrecipe.recipe.layers import unreasoned
+from qrecipe.recipe.layers import significant
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.toml.writer import toml_key, toml_value
 
@@ -36,7 +36,7 @@ def value_changes(before: Recipe, after: Recipe) -> Iterator[ValueChange]:
     Descriptions and reasons don't count: there are no changes if and only if the fingerprints are
     equal.
     """
-    old, new = _significant(before), _significant(after)
+    old, new = (significant(each.settings.items()) for each in (before, after))
     for path in {**old, **new}:
         if path not in old or path not in new or _canonical(old[path]) != _canonical(new[path]):
             key = ".".join(map(toml_key, path))
@@ -50,14 +50,6 @@ def value_changes(before: Recipe, after: Recipe) -> Iterator[ValueChange]:
 def _canonical(value: Any) -> str:
     """As in fingerprints, where 1 and 1.0 are two values."""
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def _significant(recipe: Recipe) -> dict[tuple[str, ...], Any]:
-    return {
-        path: unreasoned(value) if path[0] == "rules" else value
-        for path, value in recipe.settings.items()
-        if path != ("description",)
-    }
 
 
 def _value(recipe: Recipe, key: str, value: Any) -> Value:

@@ -31,9 +31,9 @@ def _pool(text: str) -> str:
     problem = None
     if kind not in ("processes", "dask"):
         near = [f" Did you mean {each!r}?" for each in nearest(kind, ("processes", "dask"))]
-        problem = "".join([f"{kind!r} is no pool.", *near])
+        problem = "".join([f"{kind!r} is not a kind of pool.", *near])
     elif kind == "processes" and not (value.isascii() and value.isdecimal() and int(value) > 0):
-        problem = f"{value!r} is no number of processes."
+        problem = f"{value!r} is not a number of processes."
     elif kind == "dask" and not value:
         problem = "the address of the scheduler is missing."
     if problem is not None:

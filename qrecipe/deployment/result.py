@@ -8,7 +8,7 @@ from typing import Any
 
 from qrecipe.audit.sqnr import db_text
 from qrecipe.deployment.verdict import Distances
-from qrecipe.deployment.ways import Kernels, Precision
+from qrecipe.deployment.ways import Kernels, Precision, title_of
 from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
@@ -50,7 +50,7 @@ class BenchRow(ShortRepr):
     @property
     def title(self) -> str:
         """``OpenVINO int8``."""
-        return f"{RUNTIMES[self.runtime].title} {self.precision}"
+        return title_of(self.runtime, self.precision)
 
     @property
     def verdict(self) -> str:
@@ -92,7 +92,7 @@ class Bench(Result):
         return tuple(row for row in self.rows if row.failure is not None)
 
     def check(self) -> None:
-        """Raises ``AuditError`` if a runtime computes something else than was planned."""
+        """Raises ``AuditError`` if a runtime computes something other than was planned."""
         if self.findings:
             raise error_from(self.findings)
 

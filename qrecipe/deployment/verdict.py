@@ -136,6 +136,6 @@ def _wrong_kernels(title: str, wrong: Mapping[str, float], planned: Planned) -> 
 def _otherwise(title: str, what: str) -> Finding:
     return Finding(
         "QR414",
-        f"{title} computes something else than {what}",
+        f"{title} computes something other than {what}",
         hint="use another runtime, or leave parts of the model float until it is right there",
     )

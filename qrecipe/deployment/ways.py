@@ -71,20 +71,24 @@ Make = Callable[[Job, int], Made]
 class Way:
     """``command`` writes the file, given a recipe, a model and data; float has none.
 
-    ``executor`` stands in for those of ``instead_of``, which cannot make it.
+    ``executors`` are those that can make it, the first of which stands in for others; none of them
+    is named where all can.
     """
 
     runtime: Name
     precision: Precision
     make: Make
     command: str | None = None
-    executor: Executor | None = None
-    instead_of: tuple[Executor, ...] = ()
+    executors: tuple[Executor, ...] = ()
 
     @property
     def title(self) -> str:
-        """``OpenVINO int8``."""
-        return f"{RUNTIMES[self.runtime].title} {self.precision}"
+        return title_of(self.runtime, self.precision)
+
+
+def title_of(runtime: Name, precision: Precision) -> str:
+    """``OpenVINO int8``."""
+    return f"{RUNTIMES[runtime].title} {precision}"
 
 
 def _torch_float(job: Job, threads: int) -> Made:
@@ -192,20 +196,17 @@ WAYS = (
     Way("torch", "float", _torch_float),
     Way(
         *("torch", "int8", _torch_int8, "quantize {} --out model.safetensors"),
-        executor="fx",
-        instead_of=("pt2e",),
+        executors=("fx", "eager"),
     ),
     Way("inductor", "float", _compiled_float),
     Way(
         *("inductor", "int8", _COMPILED, "export {} --to aoti --out model.pt2"),
-        executor="pt2e",
-        instead_of=("fx", "eager"),
+        executors=("pt2e",),
     ),
     Way("executorch", "float", _float_file("executorch", "float.pte", _pte_content)),
     Way(
         *("executorch", "int8", _EXECUTORCH, "export {} --to pte --out model.pte"),
-        executor="pt2e",
-        instead_of=("fx", "eager"),
+        executors=("pt2e",),
     ),
     Way("onnxruntime", "float", _float_file("onnxruntime", "float.onnx", _onnx_content)),
     Way(
@@ -231,8 +232,8 @@ def commands(arguments: str, recipe: Recipe, *, is_for_vnni: bool) -> Mapping[st
         if way.command is None:
             continue
         given = arguments
-        if recipe.executor in way.instead_of:
-            given += f" --executor {way.executor}"
+        if way.executors and recipe.executor not in (None, *way.executors):
+            given += f" --executor {way.executors[0]}"
         if is_for_vnni and way.runtime != "torch":
             given += " --target-cpu vnni"
         found[way.title] = f"qrecipe {way.command.format(given)}"

@@ -109,7 +109,7 @@ class Part(Protocol):
     def prepare(self) -> nn.Module:
         """The part with observers or fake-quants inserted, on a copy that may share tensors.
 
-        Raises ``PlanError`` (QR306) if it computes something else than the caller's model.
+        Raises ``PlanError`` (QR306) if it computes something other than the caller's model.
         """
 
     def prepare_at_once(self) -> nn.Module:

@@ -85,7 +85,7 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
         raise _different(f"does not run: {first_line(error)}", model) from error
     found = difference(expected, actual)
     if found is not None:
-        raise _different(f"computes something else than the model: {found}", model)
+        raise _different(f"computes something other than the model: {found}", model)
     return Example(few.cloned(), expected)
 
 

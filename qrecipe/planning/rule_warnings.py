@@ -25,7 +25,7 @@ from qrecipe.rules.structure import ModelStructure, enclosing
 def rule_findings(
     recipe: Recipe, structure: ModelStructure, resolution: Resolution, sites: Sequence[Site]
 ) -> Iterator[Finding]:
-    """Warnings about rules for subclasses (QR209), on fused calls (QR238), or in vain (QR217)."""
+    """Warnings about rules for subclasses (QR209), on fused calls (QR238), and without effect."""
     yield from _subclasses(structure, resolution.covered)
     told = {finding.location for finding in resolution.findings}  # an error is enough
     for rule, groups in _fused_away(recipe, resolution, sites).items():

@@ -41,7 +41,7 @@ class Owner:
 
     def _difference(self, found: Owner) -> str | None:
         if found.work != self.work:
-            return f"{found.work}, and not of {self.work}"
+            return f"{found.work}, not of {self.work}"
         for what, digest in self.digests.items():
             if found.digests.get(what) != digest:
                 return f"{self.work} for {what}"

@@ -132,7 +132,7 @@ def _made(factory: Factory, tensors: Mapping[str, Tensor], kept: Any) -> nn.Modu
     model: Any = factory()
     if not isinstance(model, nn.Module):
         hint = "return the model alone, without example inputs"
-        raise _unfit(f"gets a {type(model).__name__} from factory, and no model", hint)
+        raise _unfit(f"gets a {type(model).__name__} from factory, not a model", hint)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     differing = [
         name

@@ -86,12 +86,14 @@ def _pool_of(executor: Any) -> Pool:
     hint = "pass a concurrent.futures.Executor, or a qrecipe.Pool"
     if callable(executor):
         hint += "; qrecipe.Pool(function) takes what makes an executor"
-    raise ExecutionError.of("QR425", f"pool is {what}, and no executor", hint=hint)
+    raise ExecutionError.of("QR425", f"pool is {what}, not an executor", hint=hint)
 
 
 def _checked(pool: Pool) -> Pool:
     if not isinstance(pool.executor, Executor) and not callable(pool.executor):
-        raise ExecutionError.of("QR425", "executor is neither an executor nor what makes one")
+        raise ExecutionError.of(
+            "QR425", "executor is neither an executor nor a function that makes one"
+        )
     if pool.factory is not None and not callable(pool.factory):
         raise ExecutionError.of("QR425", "factory must be a function that returns the model")
     if pool.workers is not None and (not isinstance(pool.workers, int) or pool.workers < 1):
@@ -102,7 +104,7 @@ def _checked(pool: Pool) -> Pool:
 def _made(make: Callable[[], Executor]) -> Executor:
     executor = make()
     if not isinstance(executor, Executor):
-        text = f"the function of the pool returns a {type(executor).__name__}, and no executor"
+        text = f"the function of the pool returns a {type(executor).__name__}, not an executor"
         raise ExecutionError.of("QR425", text)
     return executor
 

@@ -97,13 +97,14 @@ class Setting:
 
 def fingerprint(values: Values) -> str:
     """The SHA-256 of resolved values as canonical JSON, without the description and reasons."""
-    significant = nested(
-        (path, _significant(path, value))
-        for path, value in flattened(values)
-        if path != ("description",)
-    )
-    text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    settings = nested(significant(flattened(values)).items())
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def significant(settings: Iterable[tuple[SettingPath, Any]]) -> dict[SettingPath, Any]:
+    """The settings without the description and reasons, which have no effect."""
+    return {path: _significant(path, value) for path, value in settings if path != ("description",)}
 
 
 def layer_fingerprint(layer: Layer) -> str:

@@ -187,7 +187,9 @@ assert not {"torch", "numpy", "onnx", "openvino"} & sys.modules.keys()
 @pytest.mark.parametrize("content", [b"", b"not what the name says"])
 def test_a_file_that_is_not_what_its_name_says_is_called_that(name, kind, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"QR505 .*{name}.* is damaged, or no file of {kind}"):
+    with pytest.raises(
+        ArtifactError, match=f"QR505 .*{name}.* is damaged, or not a file of {kind}"
+    ):
         carried(tmp_path / name)
 
 

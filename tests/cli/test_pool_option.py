@@ -18,12 +18,12 @@ RUN = ("builtin:x86-static", "--model", "model.py:factory", "--data", "model.py:
 @pytest.mark.parametrize(
     ("pool", "text"),
     [
-        ("process:4", "'process' is no pool. Did you mean 'processes'?"),
-        ("4", "'4' is no pool."),
-        ("processes", "'' is no number of processes."),
-        ("processes:0", "'0' is no number of processes."),
-        ("processes:-1", "'-1' is no number of processes."),
-        ("processes:two", "'two' is no number of processes."),
+        ("process:4", "'process' is not a kind of pool. Did you mean 'processes'?"),
+        ("4", "'4' is not a kind of pool."),
+        ("processes", "'' is not a number of processes."),
+        ("processes:0", "'0' is not a number of processes."),
+        ("processes:-1", "'-1' is not a number of processes."),
+        ("processes:two", "'two' is not a number of processes."),
         ("dask:", "the address of the scheduler is missing."),
     ],
 )

@@ -301,12 +301,8 @@ def test_the_log_of_another_comparison_is_refused(tmp_path, finished):
         return qrecipe.compare(model, converted, batches, progress=silent, resume=log)
 
     compared(converted)
-    assert refused(lambda: compared(converted, log=ranking)) == (
-        "a ranking, and not of a comparison"
-    )
-    assert refused(lambda: ranked(model, batches, resume=log)) == (
-        "a comparison, and not of a ranking"
-    )
+    assert refused(lambda: compared(converted, log=ranking)) == ("a ranking, not of a comparison")
+    assert refused(lambda: ranked(model, batches, resume=log)) == ("a comparison, not of a ranking")
     assert refused(lambda: compared(converted, batches[:1])) == "a comparison for other batches"
     otherwise = qrecipe.quantize(model, STATIC, [2 * each for each in batches], progress=silent)
     assert refused(lambda: compared(otherwise)) == "a comparison for another converted model"

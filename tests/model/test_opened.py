@@ -132,7 +132,7 @@ class Scaled(nn.MultiheadAttention):
 
 
 class OwnBlocks(nn.TransformerEncoderLayer):
-    """Each of its blocks does something else than torch's."""
+    """Each of its blocks does something other than torch's."""
 
     def _ff_block(self, x):
         return 2 * super()._ff_block(x)

@@ -144,8 +144,8 @@ def forking():
 @pytest.mark.parametrize(
     ("pool", "text"),
     [
-        (3, "pool is a int, and no executor"),
-        (ThreadPoolExecutor, "pool is a [A-Za-z]+, and no executor\n.*qrecipe.Pool.function"),
+        (3, "pool is a int, not an executor"),
+        (ThreadPoolExecutor, "pool is a [A-Za-z]+, not an executor\n.*qrecipe.Pool.function"),
         (qrecipe.Pool(3), "executor is neither"),
         (qrecipe.Pool(dict), "the function of the pool returns a dict"),
         (qrecipe.Pool(AtOnce, workers=0), "workers is 0"),

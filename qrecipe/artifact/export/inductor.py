@@ -37,7 +37,7 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512).
         AuditError: a convolution or linear layer stays float (QR410), or a compiled kernel computes
-            something else than the program (QR411, QR412), as kernels that saturate do.
+            something other than the program (QR411, QR412), as kernels that saturate do.
         ExecutionError: torch cannot compile the program (QR405).
         QRecipeError: there is no C++ compiler (QR602).
     """

@@ -191,7 +191,7 @@ class Race:
 
     @property
     def winner(self) -> Winner:
-        """What to recommend: something else than the recipe only if that is faster.
+        """What to recommend: something other than the recipe only if that is faster.
 
         A mixture that is not faster than float by the middle of the rounds is float's win.
         """

@@ -36,7 +36,7 @@ def exportable(plan: Plan, prepared: fx.GraphModule, inputs: Inputs) -> Exportab
 
     Raises:
         ArtifactError: the plan has dynamic sites, or torch fails (QR512).
-        AuditError: it computes something else than the prepared model (QR412, QR414), or fails
+        AuditError: it computes something other than the prepared model (QR412, QR414), or fails
             (QR413).
     """
     check_exportable(plan)

@@ -27,7 +27,7 @@ from qrecipe.process.memory import raise_lack_of_memory
 def numeric_findings(
     plan: Plan, reference: fx.GraphModule, converted: fx.GraphModule, sample: Sample
 ) -> Iterator[Finding]:
-    """The first site that computes something else than its reference (QR411), and low accuracy."""
+    """The first site that computes something other than its reference (QR411), and low accuracy."""
     try:
         head, expected, found = _runs(reference, converted, sample)
     except Exception as error:
