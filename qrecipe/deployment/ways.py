@@ -189,35 +189,29 @@ def _in_integers(planned: Planned) -> list[str]:
     return [site.name for site in computed if site.mode != "weight_only"]
 
 
-_COMPILED = _lowered("inductor", "aoti", lambda job: job.executed_by("pt2e"))
-_EXECUTORCH = _lowered("executorch", "pte", lambda job: job.planned(for_executorch(job.recipe)))
+def _exported(runtime: Name, target: Target, file: str, make: Make) -> Way:
+    """The way of a file that ``qrecipe export`` writes."""
+    executor = TARGETS[target].executor
+    command = f"export {{}} --to {target} --out {file}"
+    return Way(runtime, "int8", make, command, () if executor is None else (executor,))
+
+
+_AOTI = _lowered("inductor", "aoti", lambda job: job.executed_by("pt2e"))
+_PTE = _lowered("executorch", "pte", lambda job: job.planned(for_executorch(job.recipe)))
+_ONNX = _of_nodes("onnxruntime", "onnx", "int8.onnx")
+_OPENVINO = _of_nodes("openvino", "openvino", "int8.xml")
 
 WAYS = (
     Way("torch", "float", _torch_float),
-    Way(
-        *("torch", "int8", _torch_int8, "quantize {} --out model.safetensors"),
-        executors=("fx", "eager"),
-    ),
+    Way("torch", "int8", _torch_int8, "quantize {} --out model.safetensors", ("fx", "eager")),
     Way("inductor", "float", _compiled_float),
-    Way(
-        *("inductor", "int8", _COMPILED, "export {} --to aoti --out model.pt2"),
-        executors=("pt2e",),
-    ),
+    _exported("inductor", "aoti", "model.pt2", _AOTI),
     Way("executorch", "float", _float_file("executorch", "float.pte", _pte_content)),
-    Way(
-        *("executorch", "int8", _EXECUTORCH, "export {} --to pte --out model.pte"),
-        executors=("pt2e",),
-    ),
+    _exported("executorch", "pte", "model.pte", _PTE),
     Way("onnxruntime", "float", _float_file("onnxruntime", "float.onnx", _onnx_content)),
-    Way(
-        *("onnxruntime", "int8", _of_nodes("onnxruntime", "onnx", "int8.onnx")),
-        "export {} --to onnx --out model.onnx",
-    ),
+    _exported("onnxruntime", "onnx", "model.onnx", _ONNX),
     Way("openvino", "float", _float_file("openvino", "float.onnx", _onnx_content)),
-    Way(
-        *("openvino", "int8", _of_nodes("openvino", "openvino", "int8.xml")),
-        "export {} --to openvino --out model.xml",
-    ),
+    _exported("openvino", "openvino", "model.xml", _OPENVINO),
 )
 
 
