@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe.artifact.export.integer_kernels import kernel_before
+from qrecipe.execution.watched import Watched
 from qrecipe.model.addresses import is_conversion, site_of
-from qrecipe.model.call import Inputs, bind
-from qrecipe.model.interpreter import Interpreter
+from qrecipe.model.call import Inputs
 from qrecipe.model.nested import cloned
 
 
@@ -39,18 +38,20 @@ def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
     cut = _Cut()
     outputs = tuple(cut.copied(node, name) for name, node in results.items())
     cut.graph.output(outputs)
-    recorder = _Recorder(program, {*cut.inputs, *results.values(), *given.values()})
+    wanted, values = {*cut.inputs, *results.values(), *given.values()}, dict[fx.Node, Any]()
+
+    def see(node: fx.Node, result: Any, seconds: float) -> None:
+        if node in wanted:
+            values[node] = cloned(result)  # before others write to it
+
     with torch.no_grad():
-        recorder.run(*bind(program, program, inputs.cloned()))
+        inputs.cloned().call(Watched(program, see))
     return Apart(
         fx.GraphModule(program, cut.graph),
-        tuple(cloned(recorder.values[node]) for node in cut.inputs),
+        tuple(cloned(values[node]) for node in cut.inputs),
         tuple(results),
-        tuple(recorder.values[node] for node in results.values()),
-        tuple(
-            None if _is_whole(results[name]) else recorder.values[node]
-            for name, node in given.items()
-        ),
+        tuple(values[node] for node in results.values()),
+        tuple(None if _is_whole(results[name]) else values[node] for name, node in given.items()),
         tuple(map(_step, results.values())),
     )
 
@@ -115,18 +116,3 @@ def _belongs(node: fx.Node, site: str) -> bool:
         return site_of(node) == site
     source = node.all_input_nodes[0]  # of a dequantize: a quantize, or stored integers
     return source.op == "get_attr" or is_conversion(source) or site_of(source) == site
-
-
-class _Recorder(Interpreter):
-    """Keeps what some nodes give, before others write to it."""
-
-    def __init__(self, program: fx.GraphModule, wanted: Collection[fx.Node]) -> None:
-        super().__init__(program)
-        self.wanted = wanted
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.wanted:
-            self.values[n] = cloned(result)
-        return result

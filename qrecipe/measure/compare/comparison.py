@@ -19,7 +19,7 @@ from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, known_length, peek, rereadable
 from qrecipe.execution.engine import engine_of
 from qrecipe.measure.compare.pieces import comparison_log, parts_of
-from qrecipe.measure.compare.run import Part, Run, Shares, run_of
+from qrecipe.measure.compare.run import Part, Run, Shares
 from qrecipe.measure.compare.sessions import output_fidelity
 from qrecipe.measure.pages.sections import Bar, Bars, sqnr_bar
 from qrecipe.measure.profile.passes import Boundary
@@ -188,7 +188,7 @@ def compare(
     if resume is not None:
         batches = rereadable(batches)
     first, stream = peek(batches)
-    run = run_of(reference, converted, first, forward)
+    run = Run(reference, converted, first, forward)
     sums = _Sums(run.weights())
     log = comparison_log(resume, run, batches)
     with closing(parts_of(run, stream, pool, log)) as parts:

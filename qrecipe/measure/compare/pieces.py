@@ -20,7 +20,7 @@ from qrecipe.execution.batches import Forward, limited
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.execution.state import slots_of
-from qrecipe.measure.compare.run import Part, Run, run_of
+from qrecipe.measure.compare.run import Part, Run
 from qrecipe.measure.owner import owner_of
 from qrecipe.model.digest import tensors_digest
 from qrecipe.pool.crew import crew_for
@@ -46,7 +46,7 @@ class CompareWork:
             path = Path(folder, "converted.safetensors")
             path.write_bytes(self.stored)
             converted = load_quantized(path, self.model, constants=self.constants)
-        run = run_of(self.model, converted, batches[0], self.forward)
+        run = Run(self.model, converted, batches[0], self.forward)
 
         def compute(index: int) -> Part:
             with engine_of(run.plan):

@@ -40,7 +40,7 @@ from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import TRANSFORMED, kept
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.plan import Limits, Plan, Step
+from qrecipe.planning.plan import Limits, Plan
 from qrecipe.recipe.recipe import parse_recipe
 from qrecipe.transforms.record import Transformation
 from qrecipe.transforms.recorded import as_recorded, different
@@ -84,24 +84,30 @@ Note = Callable[[str, Any], None]
 """Takes the result of a site."""
 
 
-def watched_graphs(
+def watched(
     model: nn.Module,
     graphs: Mapping[str, fx.GraphModule],
     givers: Mapping[fx.Node, str],
+    inventory: Inventory,
     note: Note,
 ) -> nn.Module:
-    """The model with its graphs; ``givers`` are the nodes that give the results of sites."""
+    """The model with its graphs, or with its modules if it is not traced.
+
+    ``givers`` are the nodes that give the results of sites.
+    """
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         if node in givers:
             note(givers[node], result)
 
+    if inventory.untraced is not None:
+        return watched_modules(model, inventory.matches, lambda name, result, _: note(name, result))
     return with_parts(model, {path: Watched(graph, see) for path, graph in graphs.items()})
 
 
 def float_givers(inventory: Inventory) -> dict[fx.Node, str]:
     """The nodes of the fused float graphs: the last member of each group."""
-    return {match.nodes[-1]: name for name, match in inventory.matches.items()}
+    return {match.nodes[-1]: name for name, match in inventory.matches.items() if match.nodes}
 
 
 def converted_givers(realised: Iterable[Mapping[str, Realised]]) -> dict[fx.Node, str]:
@@ -145,32 +151,6 @@ def _shares(timed: Pass) -> Shares:
     return {key: seconds / whole for key, seconds in least.items()}
 
 
-def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forward | None) -> Run:
-    """Both models, ready to be compared on batches like the first one.
-
-    Raises ``ArtifactError`` if the converted model was not converted by qrecipe (QR501), or not
-    from a model like the reference (QR420), and ``PlanError`` (QR342) if a plugin has transformed
-    the reference otherwise.
-    """
-    origin, graphs = provenance(converted), converted_graphs(converted)
-    plan = Plan.from_json(origin.plan)
-    # training has changed weights, but not the sites
-    recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
-    with inputs_of_batch(reference, first, forward) as inputs:
-        inventory = inventory_of(reference, recipe, inputs)
-        changes, done = _changes(plan), kept(reference, TRANSFORMED)
-        is_transformed = done is not None and _changes(done) == changes
-        if any(changes) and not is_transformed:
-            inventory = inventory_of(as_recorded(reference, recipe, inputs, plan), recipe, inputs)
-    _check_same(inventory, plan, graphs)
-    for part in inventory.parts:
-        without_changes_in_place(part.graph_module)
-    realised_sites = executor_of(plan.executor).realised_sites
-    realised = {path: realised_sites(graph) for path, graph in graphs.items()}
-    lacking = () if is_transformed else plan.steps
-    return Run(reference, converted, inventory, graphs, realised, plan, forward, lacking)
-
-
 def _changes(what: Plan | Transformation) -> tuple[Sequence[object], ...]:
     """What was done to the tensors of a model."""
     steps = [(step.name, step.changed) for step in what.steps]
@@ -194,42 +174,43 @@ class Run:
     """
 
     def __init__(
-        self,
-        reference: nn.Module,
-        converted: nn.Module,
-        inventory: Inventory,
-        graphs: Mapping[str, fx.GraphModule],
-        realised: Mapping[str, Mapping[str, Realised]],
-        plan: Plan,
-        forward: Forward | None,
-        lacking: Sequence[Step] = (),
+        self, reference: nn.Module, converted: nn.Module, first: Any, forward: Forward | None
     ) -> None:
+        """Ready for batches like the first one.
+
+        Raises ``ArtifactError`` if the converted model was not converted by qrecipe (QR501), or not
+        from a model like the reference (QR420), and ``PlanError`` (QR342) if a plugin has
+        transformed the reference otherwise.
+        """
         self.reference, self.converted, self.forward = reference, converted, forward
-        self.plan = plan
+        origin, graphs = provenance(converted), converted_graphs(converted)
+        self.plan = plan = Plan.from_json(origin.plan)
+        # training has changed weights, but not the sites
+        recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
+        changes, done = _changes(plan), kept(reference, TRANSFORMED)
+        is_transformed = done is not None and _changes(done) == changes
+        with inputs_of_batch(reference, first, forward) as inputs:
+            inventory = inventory_of(reference, recipe, inputs)
+            if any(changes) and not is_transformed:
+                same = as_recorded(reference, recipe, inputs, plan)
+                inventory = inventory_of(same, recipe, inputs)
+        _check_same(inventory, plan, graphs)
+        for part in inventory.parts:
+            without_changes_in_place(part.graph_module)
+        self._inventory = inventory
+        realised_sites = executor_of(plan.executor).realised_sites
+        self._realised = {path: realised_sites(graph) for path, graph in graphs.items()}
+        lacking = () if is_transformed else plan.steps
         self.lacking = tuple(step.name for step in lacking)
         self._changed = {module for step in lacking for module in step.changed}
-        self._inventory = inventory
-        self._graphs = graphs
-        self._realised = realised
         moved = frozenset(name for step in lacking for name in step.moved)
-        self._activations = Activations(plan.clamps, moved)
-        seen = self._activations
-        if inventory.untraced is None:
-            floats = {part.path: part.graph_module for part in inventory.parts}
-            givers = converted_givers(realised.values())
-            self._models = (
-                watched_graphs(inventory.model, floats, float_givers(inventory), seen.hold),
-                watched_graphs(converted, graphs, givers, seen.match),
-            )
-        else:
-            hold, match = (
-                lambda name, result, seconds, note=note: note(name, result)
-                for note in (seen.hold, seen.match)
-            )
-            self._models = (
-                watched_modules(inventory.model, inventory.matches, hold),
-                watched_modules(converted, inventory.matches, match),
-            )
+        self._activations = seen = Activations(plan.clamps, moved)
+        floats = {part.path: part.graph_module for part in inventory.parts}
+        givers = converted_givers(self._realised.values())
+        self._models = (
+            watched(inventory.model, floats, float_givers(inventory), inventory, seen.hold),
+            watched(converted, graphs, givers, inventory, seen.match),
+        )
 
     def part(self, batch: Any, index: int) -> Part:
         """Run both models on a batch, one after the other."""

@@ -166,8 +166,7 @@ class Ranking(SiteResult):
 
         Raises ``ExecutionError`` (QR425) unless exactly one of the two is given and valid.
         """
-        chosen = self._chosen(keep_float, min_sqnr_db)
-        return overlay.overlay_recipe(self.recipe, overlay.float_rules(chosen))
+        return overlay.overlay_recipe(self.recipe, self._rules(keep_float, min_sqnr_db))
 
     def save_overlay(
         self,
@@ -182,15 +181,12 @@ class Ranking(SiteResult):
         overwrite a file that is not a recipe.
         """
         file = Path(path_text(path, "save_overlay takes a path"))
-        rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
-        overlay.save_overlay(self.recipe, rules, file)
+        overlay.save_overlay(self.recipe, self._rules(keep_float, min_sqnr_db), file)
 
-    def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
-        """The key of a rule and its reason for each site that is left float."""
-        return {
-            overlay.rule_key(site.name, self.members): self.reason(site)
-            for site in self._worst(keep_float, min_sqnr_db)
-        }
+    def _rules(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, Any]:
+        """What leaves the chosen sites float, with the reason of each."""
+        worst = self._worst(keep_float, min_sqnr_db)
+        return overlay.overlay_values({s.name: self.reason(s) for s in worst}, self.members)
 
     def _worst(self, keep_float: int | None, min_sqnr_db: float | None) -> Sequence[RankedSite]:
         if (keep_float is None) == (min_sqnr_db is None):
