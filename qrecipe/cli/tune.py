@@ -31,8 +31,8 @@ def suggest(
             "--batches",
             min=1,
             metavar="N",
-            help="How many calibration batches you have, which are not read; few call for another "
-            "observer.",
+            help="How many calibration batches you have; they are not read. With few of them, "
+            "another observer is chosen.",
         ),
     ] = None,
     output: options.Out = None,

@@ -134,6 +134,6 @@ def branch_findings(inventory: Inventory) -> Iterator[Finding]:
         yield Finding(
             "QR205",
             f"parameters get gradients that they do not get in your forward: {where}",
-            hint="a graph has no torch.no_grad(): call requires_grad_(False) on what is not to "
+            hint="a graph has no torch.no_grad(): call requires_grad_(False) on what should not "
             "learn, or detach() on its result in forward",
         )

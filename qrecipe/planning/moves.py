@@ -36,7 +36,7 @@ def _filling(node: fx.Node) -> str | None:
 def _not_zero(what: str, value: Any) -> str | None:
     if isinstance(value, (bool, int, float)) and value == 0:
         return None
-    return f"it {what} another number than 0, which would widen the range of its input"
+    return f"it {what} a number other than 0, which would widen the range of its input"
 
 
 def _rolling(node: fx.Node) -> str | None:

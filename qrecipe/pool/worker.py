@@ -99,7 +99,7 @@ def _read(file: str, start: int, size: int | None, sha256: str) -> bytes:
         stream.seek(start)
         data = stream.read(size)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise _unfit(f"finds something else in {shown(file)} than was sent")
+        raise _unfit(f"finds other content in {shown(file)} than was sent")
     return data
 
 
@@ -141,7 +141,7 @@ def _made(factory: Factory, tensors: Mapping[str, Tensor], kept: Any) -> nn.Modu
     ]
     if differing:
         text = f"gets another model from factory: it differs in {shown(differing[0])}"
-        raise _unfit(text, "return the model that is passed, from its code")
+        raise _unfit(text, "return the model that is passed, built by its own code")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)

@@ -130,7 +130,7 @@ def _pickled(step: str, result: object) -> bytes:
         raise CalibrationError.of(
             "QR409",
             f"what {step} gives cannot be sent to the other ranks: {first_line(error)}",
-            hint="batches and observers must be what pickle can write",
+            hint="batches and observers must be picklable",
         ) from error
 
 

@@ -141,7 +141,7 @@ def test_where_noise_is_larger_than_the_difference_no_ratio_is_said(found):
     assert result.winner == "recipe"
     assert not result.is_faster_than_float
     assert "Float takes 10 ms (+3.3), the recipe as it is 9.1 ms (+1.6)." in str(result)
-    assert "was not to be seen: the noise is larger." in str(result)
+    assert "cannot be told: the noise is larger." in str(result)
     assert "as fast here" not in str(result)
 
 

@@ -332,9 +332,9 @@ def test_the_audit_finds_moved_integers_that_get_another_scale():
 @pytest.mark.parametrize(
     ("move", "reason"),
     [
-        (lambda x: F.pad(x, (1, 1), value=1.0), "another number than 0"),
+        (lambda x: F.pad(x, (1, 1), value=1.0), "a number other than 0"),
         (lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"), "mode = 'replicate'"),
-        (lambda x: x.masked_fill(x > 0, -1e9), "another number than 0"),
+        (lambda x: x.masked_fill(x > 0, -1e9), "a number other than 0"),
         (lambda x: x.roll(1), "along given dimensions"),
         (lambda x: F.channel_shuffle(x.flatten(2), 2), "in four dimensions"),
         (lambda x: F.interpolate(x.flatten(2), scale_factor=2), "two or three dimensions"),

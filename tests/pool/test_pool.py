@@ -196,9 +196,7 @@ def test_a_worker_opens_nothing_else_than_what_was_sent(tmp_path):
 
     net = NETS["mlp"]
     for swap in (swap_work, swap_batches):
-        with pytest.raises(
-            ExecutionError, match=r"QR427.*finds something else in .* than was sent"
-        ):
+        with pytest.raises(ExecutionError, match=r"QR427.*finds other content in .* than was sent"):
             ranked(net.model(), net.batches(2), pool=Tampering(swap))
     assert not opened.exists()
     with pytest.raises(ExecutionError, match=r"QR427.*no such file.*\n.*set TMPDIR"):

@@ -86,7 +86,7 @@ def write_pte(converted: nn.Module, file: Path, example_inputs: Any, sizes: Size
     outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
         message = f"XNNPACK does not take {shown_names(outside)}"
-        hint = "leave what it has no kernel for float, by rules"
+        hint = "leave operations without a kernel float, by rules"
         raise AuditError(Finding("QR410", message, hint=hint))
     content = _content(edge)
     seconds = time.perf_counter() - started

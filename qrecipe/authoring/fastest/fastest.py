@@ -158,7 +158,7 @@ def _against_float(speed: Speed) -> str:
         return f"That is {speed.text} times as fast as float."
     if speed.is_equal:
         return "Even so, float is as fast here."
-    return "Whether that is faster than float was not to be seen: the noise is larger."
+    return "Whether that is faster than float cannot be told: the noise is larger."
 
 
 def _measured(mixture: Mixture, race: Race) -> str:
