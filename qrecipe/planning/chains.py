@@ -16,6 +16,7 @@ from qrecipe.errors.spelling import did_you_mean
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning.changeable import LAYERS, Changeable, Layer
 from qrecipe.planning.clamps import limits_of
+from qrecipe.planning.pixels import mean_of_image
 from qrecipe.planning.plan import Chain
 from qrecipe.recipe.recipe import Recipe
 
@@ -198,15 +199,8 @@ def _image_after(match: Match, layer: Match) -> bool | None:
     node = match.nodes[0]
     if function is torch.flatten:
         return False if tuple(node.args[1:]) in ((1,), (1, -1)) and not node.kwargs else None
-    if function is not torch.mean or len(layer.shape) != 4:
-        return None
-    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-    dims = given.get("dim")
-    over_images = dims in [kind(each) for kind in (tuple, list) for each in _BOTH]
-    return bool(given.get("keepdim", False)) if over_images else None
-
-
-_BOTH = ((2, 3), (3, 2), (-2, -1), (-1, -2))
+    is_mean = function is torch.mean and len(layer.shape) == 4
+    return mean_of_image(node) if is_mean else None
 
 
 def called(match: Match) -> Any:

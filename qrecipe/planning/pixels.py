@@ -49,11 +49,15 @@ def _pools(node: fx.Node, module: nn.Module | None) -> bool:
         return module.output_size in (1, (1, 1), [1, 1])
     if node.target in _POOLING:
         return len(node.args) > 1 and node.args[1] in (1, (1, 1), [1, 1])
-    if node.target in _MEANS:
-        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-        return keeps is True and isinstance(dims, (list, tuple)) and set(dims) in _IMAGE
-    return False
+    return node.target in _MEANS and mean_of_image(node) is True
+
+
+def mean_of_image(mean: fx.Node) -> bool | None:
+    """Whether a mean over height and width keeps them, as one pixel; None if it is over others."""
+    given = dict(zip(("dim", "keepdim"), mean.args[1:], strict=False)) | dict(mean.kwargs)
+    dims: Any = given.get("dim")
+    is_of_image = isinstance(dims, (list, tuple)) and set(dims) in _IMAGE
+    return bool(given.get("keepdim", False)) if is_of_image else None
 
 
 def _keeps_size(node: fx.Node, module: nn.Module | None) -> bool:
