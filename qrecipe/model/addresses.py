@@ -103,6 +103,13 @@ FUNCTION_NAMES: dict[Any, str] = {
 """The public dotted name of a function; of several, that of the last namespace."""
 
 
+def family_of(node: fx.Node) -> str | None:
+    """The family of a method or of one of torch's or Python's functions; None for all else."""
+    is_method = node.op == "call_method"
+    dotted = f"torch.Tensor.{node.target}" if is_method else FUNCTION_NAMES.get(node.target, "")
+    return function_family(dotted)
+
+
 def is_floating(node: fx.Node) -> bool:
     """Whether the node computes floating-point tensors, not sizes, masks or indices."""
     value: Value = node.meta["value"]

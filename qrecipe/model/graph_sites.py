@@ -42,6 +42,7 @@ from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import is_proven_by, prove_fused
+from qrecipe.model.rewrites.activations import activations_as_calls
 from qrecipe.model.rewrites.batch_norms import (
     IN_TRAINING,
     batch_norms_as_modules,
@@ -261,6 +262,7 @@ def fused_graph(
     products_as_linear(graph_module)
     weighted_layers_as_modules(graph_module)
     patterns = dtype_configs(backend_config)
+    activations_as_calls(graph_module, patterns)
     fold_channel_arithmetic(graph_module, patterns, is_trained=training is not None)
     if moved in patterns:
         spell_out_moves(graph_module, patterns)

@@ -17,8 +17,9 @@ from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.exported import exported_part
 from qrecipe.model.graph_sites import Inventory, Tracing, prove, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
+from qrecipe.model.opened.activations import is_activation
 from qrecipe.model.opened.linear import is_linear
-from qrecipe.model.opened.opening import Opening, opened_at, opening_of
+from qrecipe.model.opened.opening import Opening, opened_at, opening_of, proven
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
 from qrecipe.model.trace import trace_part
@@ -205,10 +206,12 @@ def _asked_inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Invent
 
 
 def _by_modules(model: nn.Module, recipe: Recipe, inputs: Inputs, why: Finding) -> Inventory:
-    """The leaf modules, with subclasses of linear layers that compute the same as plain ones."""
+    """The leaf modules; one that computes what torch's linear layer or activation does is that."""
     config = own_backend_config(recipe.backend)
     inventory = eager_inventory(model, inputs, recipe.fx, config, why)
-    own = tuple(path for path in inventory.matches if is_linear(model.get_submodule(path)))
+    called = ((path, model.get_submodule(path)) for path in inventory.matches)
+    alike = tuple(path for path, each in called if is_linear(each) or is_activation(each))
+    own = proven(Opening(alike), model, inputs).paths
     if not own:
         return inventory
     inventory = eager_inventory(opened_at(model, own), inputs, recipe.fx, config, why)

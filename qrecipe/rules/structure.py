@@ -27,7 +27,8 @@ Kind = Literal["observed", "fixed_qparams", "passthrough", "unmatched"]
 class Member(ShortRepr):
     """One call of a module or function, before fusion.
 
-    ``name`` is the call's address (``layer1.0:add#1``); ``module`` is the canonical path of a
+    ``name`` is the call's address (``layer1.0:add#1``); ``op`` what it is, empty for a call that is
+    a part of what the first member of its site is; ``module`` is the canonical path of a
     module and None for a function; ``types`` are the dotted names of the module's class;
     ``functions`` the function's family and dotted names; ``scopes`` the paths of the enclosing
     modules, nearest first (a module itself included), with the root ("") last.
@@ -66,7 +67,7 @@ class Operation(ShortRepr):
 
     @property
     def op(self) -> str:
-        return "+".join(member.op for member in self.members)
+        return "+".join(member.op for member in self.members if member.op)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

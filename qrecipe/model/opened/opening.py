@@ -17,6 +17,7 @@ from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.opened import transformer
+from qrecipe.model.opened.activations import open_activation
 from qrecipe.model.opened.attention import open_attention
 from qrecipe.model.opened.linear import is_linear, is_product, open_product
 from qrecipe.model.opened.whole import note_class
@@ -81,8 +82,7 @@ def opened_at(model: nn.Module, paths: Collection[str]) -> nn.Module:
     copied = structural_copy(model)
     for path in paths:
         module = copied.get_submodule(path)
-        opener = _opener(module)
-        assert opener is not None, "a path of an Opening"
+        opener = _opener(module) or open_activation
         kind = type(module)
         note_class(module, kind)
         opener(module)
@@ -97,7 +97,11 @@ def opening_of(model: nn.Module, inputs: Inputs, table: FxTable) -> Opening:
 
     Nothing is opened in a model that does not run.
     """
-    found = _candidates(model, table)
+    return proven(_candidates(model, table), model, inputs)
+
+
+def proven(found: Opening, model: nn.Module, inputs: Inputs) -> Opening:
+    """What of an opening gives the same outputs for the example inputs."""
     if not found.paths:
         return found
     try:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qrecipe.model.addresses import FUNCTION_NAMES, members_of
+from qrecipe.model.addresses import family_of, members_of
 from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.nodes import (
     call_instead,
@@ -23,7 +23,6 @@ from qrecipe.model.nodes import (
     stored_value,
 )
 from qrecipe.model.rewrites.batch_norms import FROZEN
-from qrecipe.registry.builtin import function_family
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _Transposed = nn.modules.conv._ConvTransposeNd
@@ -152,7 +151,7 @@ _Step = Callable[[Tensor], Tensor]
 
 def _step(node: fx.Node, source: fx.Node, is_trained: bool) -> _Step | None:
     """A call that is linear in what ``source`` gives; None for all others."""
-    function, count = _LINEAR.get(_family(node) or "", (torch.add, 0))
+    function, count = _LINEAR.get(family_of(node) or "", (torch.add, 0))
     given = [at for at, arg in enumerate(node.args) if arg is source]
     if len(given) != 1 or given[0] >= count or not node.kwargs.keys() <= set(_FACTORS):
         return None
@@ -186,11 +185,11 @@ def _joins_samples(node: fx.Node, at: Tensor) -> bool:
     given = node.args[1:]
     if at.numel() < 2 or at.shape[-1] != at.numel() or node.kwargs:
         return False
-    if _family(node) == "reshape":
+    if family_of(node) == "reshape":
         sizes = given[0] if len(given) == 1 else given
         return sizes in ((-1, at.shape[-1]), [-1, at.shape[-1]])
     end = given[1] if len(given) > 1 else -1
-    return _family(node) == "flatten" and isinstance(end, int) and end % at.dim() < at.dim() - 1
+    return family_of(node) == "flatten" and isinstance(end, int) and end % at.dim() < at.dim() - 1
 
 
 def _readers(source: fx.Node) -> list[fx.Node]:
@@ -202,17 +201,9 @@ def _readers(source: fx.Node) -> list[fx.Node]:
     ]
 
 
-def _family(node: fx.Node) -> str | None:
-    """The family of a method or of one of torch's or Python's functions."""
-    is_method = node.op == "call_method"
-    return function_family(
-        f"torch.Tensor.{node.target}" if is_method else FUNCTION_NAMES.get(node.target, "")
-    )
-
-
 def _permutes(node: fx.Node) -> bool:
     """Whether a call only changes the order of dimensions, or the layout."""
-    return _family(node) in _PERMUTATIONS and len(node.all_input_nodes) == 1
+    return family_of(node) in _PERMUTATIONS and len(node.all_input_nodes) == 1
 
 
 def _called(node: fx.Node) -> Any:
