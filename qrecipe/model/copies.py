@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import copyreg
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -174,7 +173,7 @@ def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
     own = [module for module in model.modules() if module not in inside]
     problem: Exception | str
     try:
-        copied = copy.deepcopy(model, _with_plain_modules(own, memo))
+        copied = copy.deepcopy(model, {**empties(own), **memo})
     except Exception as error:
         problem = error
     else:
@@ -184,40 +183,6 @@ def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
     hint = "quantization works on a copy: make copy.deepcopy(model) work"
     cause = problem if isinstance(problem, Exception) else None
     raise unfit(f"the model cannot be copied: {problem}", hint) from cause
-
-
-def _with_plain_modules(own: Iterable[nn.Module], memo: Mapping[int, Any]) -> dict[int, Any]:
-    """A memo for deepcopy, with copies of those modules that it would copy like any object.
-
-    That takes it twice as long: most of what such a module has is empty, or a number.
-    """
-    modules = [module for module in own if _is_plain(module)]
-    found = {**empties(own), **memo}
-    found |= {id(module): object.__new__(type(module)) for module in modules}
-    for module in reversed(modules):  # those inside first: what copies itself may look at them
-        vars(found[id(module)]).update(
-            (name, value if type(value) in _ATOMS else copy.deepcopy(value, found))
-            for name, value in vars(module).items()
-        )
-    return found
-
-
-_ATOMS = frozenset((bool, int, float, str, type(None)))
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether deepcopy copies the attributes of a module, and does nothing else."""
-    kind = type(module)
-    return (
-        kind not in copyreg.dispatch_table
-        and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
-        and not any(hasattr(module, name) for name in _COPYING)
-        and all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _PICKLING)
-    )
-
-
-_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
-_PICKLING = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
 def empties(modules: Iterable[nn.Module]) -> dict[int, Any]:
