@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from qrecipe.model.nested import Packing
 
 BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 
-_DROPOUT = ("input", "p", "train")
-_BUILTINS: Mapping[Any, tuple[str, ...]] = {
-    **dict.fromkeys((torch.dropout, torch.dropout_), _DROPOUT),
-    **dict.fromkeys((torch.alpha_dropout, torch.alpha_dropout_), _DROPOUT),
-    **dict.fromkeys((torch.feature_dropout, torch.feature_dropout_), _DROPOUT),
-    **dict.fromkeys((torch.feature_alpha_dropout, torch.feature_alpha_dropout_), _DROPOUT),
-    torch.batch_norm: (
-        *("input", "weight", "bias", "running_mean", "running_var"),
-        *("training", "momentum", "eps", "cudnn_enabled"),
-    ),
-}
-"""The parameters of functions that Python cannot inspect."""
-
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of a function by name, with the defaults of those not given.
 
-    Empty for other calls, and for functions that cannot be inspected.
+    Empty for other calls, and for functions whose parameters cannot be told.
     """
-    function: Any = node.target
     if node.op != "call_function":
         return {}
-    if function in _BUILTINS:
-        return {**dict(zip(_BUILTINS[function], node.args, strict=False)), **node.kwargs}
-    if not inspect.isfunction(function):
-        return {}
     try:
-        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
-    except TypeError:  # a wrapper that changes the parameters
+        found = node.normalized_arguments(nn.Module(), normalize_to_only_use_kwargs=True)
+    except (RuntimeError, TypeError):  # several overloads, or a wrapper of other parameters
         return {}
-    bound.apply_defaults()
-    return bound.arguments
+    return {} if found is None else dict(found.kwargs)
 
 
 def flag(node: fx.Node) -> Any:
