@@ -66,6 +66,13 @@ def is_observer(module: object) -> bool:
     return isinstance(module, (ObserverBase, FakeQuantizeBase, StandIn))
 
 
+def innermost(observer: Any) -> Any:
+    """The observer in a fake-quant, or in what stands for either; any other module itself."""
+    while hasattr(observer, "activation_post_process"):
+        observer = observer.activation_post_process
+    return observer
+
+
 def named_class(target: str) -> type[Any]:
     """The class of that dotted name, from the table of `signatures` and never from a recipe."""
     module, _, name = target.rpartition(".")

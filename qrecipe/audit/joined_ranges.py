@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qrecipe._torch_ao import innermost
 from qrecipe.audit.moving_averages import span
-from qrecipe.audit.rounding import Unobserved
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.masks import has_mask
 from qrecipe.model.nodes import module_of
+from qrecipe.model.rewrite_proof import passing
 from qrecipe.model.same_graph import observes
 
 _JOINS = (torch.cat, torch.stack, torch.ops.aten.cat.default, torch.ops.aten.stack.default)
@@ -29,11 +31,10 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
 
     torch gives all branches one observer; a moving average swings between them.
     """
-    joins = {node for node in part.graph.nodes if _is_quantized_join(node)}
-    if not joins:
+    if not any(map(_is_quantized_join, part.graph.nodes)):
         return
     with torch.no_grad():
-        ranges = _Ranges(part, joins)
+        ranges = _Ranges(passing(part))
         ranges.run(*bind(part, part, sample.inputs))
     for name, spans in ranges.spans.items():
         narrow, wide = min(spans, default=0.0), max(spans, default=0.0)
@@ -53,16 +54,15 @@ def _is_quantized_join(node: fx.Node) -> bool:
     return any(map(observes, node.all_input_nodes)) and any(map(observes, node.users))
 
 
-class _Ranges(Unobserved):
+class _Ranges(Interpreter):
     """Notes the spans of the inputs of each join."""
 
-    def __init__(self, part: fx.GraphModule, joins: Collection[fx.Node]) -> None:
+    def __init__(self, part: fx.GraphModule) -> None:
         super().__init__(part)
         self.spans: dict[str, list[float]] = {}
-        self._joins = joins
 
     def run_node(self, n: fx.Node) -> Any:
-        if n in self._joins:
+        if _is_quantized_join(n):
             (branches, *_), _ = self.fetch_args_kwargs_from_env(n)
             ranges = [x.aminmax() for x in branches if isinstance(x, Tensor) and x.numel()]
             spans = [span((float(low), float(high))) for low, high in ranges]
@@ -82,9 +82,7 @@ def masked_sums(part: fx.GraphModule, sums: Collection[str]) -> Iterator[str]:
 
 def _ends(node: fx.Node) -> Iterator[float]:
     """What an observer found; nothing for any other node."""
-    observer = module_of(node)
-    while hasattr(observer, "activation_post_process"):
-        observer = observer.activation_post_process
+    observer = innermost(module_of(node))
     for name in ("min_val", "max_val"):
         end = getattr(observer, name, None)
         if isinstance(end, Tensor) and end.numel() == 1:

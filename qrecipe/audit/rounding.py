@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qrecipe._torch_ao import MinMaxObserver, ObserverBase, is_observer
+from qrecipe._torch_ao import MinMaxObserver, ObserverBase, innermost, is_observer
 from qrecipe.audit.moving_averages import Extremes
 from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import output_sqnr_db
@@ -92,30 +92,21 @@ def _grid(observer: ObserverBase) -> tuple[float, int, int, int] | None:
     return float(scale), int(zero_point), codes.min, codes.max
 
 
-class Unobserved(Interpreter):
-    """Runs a prepared graph without observing."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.module.get_submodule(str(target))
-        if is_observer(module):
-            return self.passed(getattr(module, "activation_post_process", module), args[0])
-        return super().call_module(target, args, kwargs)
-
-    def passed(self, observer: Any, x: Any) -> Any:
-        """What comes out of the place of an observer."""
-        return x
-
-
-class _Rounded(Unobserved):
-    """Rounds the observed tensors, except for their first ``plain`` rows."""
+class _Rounded(Interpreter):
+    """Runs a prepared graph that rounds instead of observing, but for the first ``plain`` rows."""
 
     def __init__(self, part: fx.GraphModule, ranging: Ranging, plain: int = 0) -> None:
         super().__init__(part)
         self._grids = {observer: _grid(ranged) for observer, ranged in ranging.items()}
         self._plain = plain
 
-    def passed(self, observer: Any, x: Any) -> Any:
-        grid = self._grids.get(observer)
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.module.get_submodule(str(target))
+        if is_observer(module):
+            return self._rounded(args[0], self._grids.get(innermost(module)))
+        return super().call_module(target, args, kwargs)
+
+    def _rounded(self, x: Any, grid: tuple[float, int, int, int] | None) -> Any:
         if grid is None or not (isinstance(x, Tensor) and x.is_floating_point()):
             return x
         if not self._plain:

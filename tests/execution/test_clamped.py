@@ -12,8 +12,10 @@ from plans import net_of, recipe
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.rounding import rounded_db
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.clamped import Clamped, clamp_findings, commutes
+from qrecipe.execution.prepared import prepared_state
 from qrecipe.planning import decide
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -108,6 +110,14 @@ def test_the_fake_quant_of_what_is_clamped_is_named_if_it_diverges(executor):
         clamped.activation_post_process.activation_post_process.max_val.fill_(float("nan"))
     with pytest.raises(qrecipe.CalibrationError, match=r"QR404 .* of (first|second|`?last) "):
         compiled.convert(prepared)
+
+
+def test_what_is_clamped_is_rounded_where_the_cost_of_ranges_is_told(executor):
+    prepared = qrecipe.compile(_net(), _recipe(executor), BATCHES[0]).prepare()
+    qrecipe.calibrate(prepared, BATCHES, progress=False)
+    clamped = next(each for each in prepared.modules() if isinstance(each, Clamped))
+    alone = {clamped.activation_post_process: clamped.activation_post_process}
+    assert rounded_db(prepared, alone, prepared_state(prepared).samples[""]) < 100
 
 
 def test_data_beyond_a_clamp_is_no_drift(executor):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qrecipe._torch_ao import FakeQuantizeBase, StandIn
+from qrecipe._torch_ao import FakeQuantizeBase, StandIn, innermost
 from qrecipe.execution.fake_quants import not_observing
 from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
 from qrecipe.model.copies import runnable_copy
@@ -35,8 +35,7 @@ class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
         self.add_module(name, observer)
         self.observer_name = name
         self.take_settings(observer)
-        within = getattr(observer, "activation_post_process", observer)
-        self.eps = float(getattr(within, "eps", torch.finfo(torch.float32).eps))
+        self.eps = float(getattr(innermost(observer), "eps", torch.finfo(torch.float32).eps))
 
     @property
     def observer(self) -> Any:
