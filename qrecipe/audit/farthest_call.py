@@ -40,7 +40,7 @@ class Candidates:
     """The calls that may go furthest beyond a range that is known only in the end.
 
     Whatever the range will be, the call with the lowest value, the one with the highest or the
-    widest one goes furthest. The first call is none of them: it is kept for the audit.
+    widest one goes furthest. The first call is left out, as it is kept for the audit.
     """
 
     def __init__(self, observer: ObserverBase) -> None:

@@ -36,7 +36,7 @@ def _contiguous(value: Any) -> Any:
 
 
 def forget_qconfigs(model: nn.Module) -> None:
-    """Take torch's settings off the modules: those of the caller, or those that are used up."""
+    """Remove torch's qconfigs from the modules: the caller's, or those that have been applied."""
     for module in model.modules():
         vars(module).pop("qconfig", None)
 

@@ -181,7 +181,7 @@ def batches_digest(batches: Iterable[Any]) -> str:
 
 
 def steady_digest(batches: Iterable[Any], limit: int | None) -> str:
-    """A digest of so many batches, or "" for those that it cannot tell from others.
+    """A digest of up to ``limit`` batches, or "" if they cannot be told from others.
 
     A loader that shuffles gives others each time, so a loader is read twice.
     """

@@ -53,8 +53,7 @@ def clamp_findings(prepared: fx.GraphModule) -> Iterator[Finding]:
             if not commutes(float(scale), int(zero_point), observer.dtype, observer.limits):
                 yield Finding(
                     "QR412",
-                    f"the integers of {observed_name(node)} are others before its clamp than after "
-                    "it",
+                    f"the integers of {observed_name(node)} differ before and after its clamp",
                     hint="leave the clamp float, and report the model",
                 )
 

@@ -21,7 +21,7 @@ class Executor(Protocol):
     """What carries out plans: a module ``executor`` with these functions."""
 
     def compile(self, task: Task) -> Compiled:
-        """The plan put into the model, which may use the graphs of the inventory up."""
+        """The plan put into the model; the graphs of the inventory may change."""
 
     def isolated(self, task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
         """Each of ``sites`` quantized alone, in a float model that can take it in.

@@ -53,7 +53,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def first_of_all(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch of the first rank that has one, and the batches of this one.
+    """The first batch of the first rank that has one, and all batches of this rank.
 
     Raises ``CalibrationError`` (QR401) if no rank has one.
     """
@@ -172,7 +172,7 @@ class Turns:
         if any(each.differs for each in counting.values()):
             raise CalibrationError.of(
                 "QR409",
-                "the batches are others when they are read again",
+                "the batches differ when they are read again",
                 hint="histograms of several ranks are counted in a second run: pass a list, or a "
                 "loader that does not shuffle",
             )

@@ -63,7 +63,7 @@ def with_caches_filled(model: nn.Module, inputs_of: Mapping[str, Inputs]) -> nn.
 def _call(
     probe: nn.Module, inputs_of: Mapping[str, Inputs], owner: nn.Module
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The outputs of calls, and what they wrote by name: only the class of what is not a value."""
+    """The outputs of calls, and what they wrote by name: values, or classes of other objects."""
     before = state_of(probe)
     output = {
         path: try_out(probe.get_submodule(path), inputs.cloned(), owner)

@@ -107,7 +107,7 @@ FEW_SAMPLES = 2
 
 
 def on_few(inputs: Inputs, run: Callable[[Inputs], _Result]) -> _Result:
-    """The result of ``run`` for a few samples, or for all of them if it needs them."""
+    """The result of ``run`` for a few samples, or for all of them if it fails with a few."""
     try:
         return run(inputs.first_samples(FEW_SAMPLES))
     except Exception:

@@ -65,8 +65,8 @@ class Tracer(QuantizationTracer):
     ``lines`` are filled with the lines that made the nodes, by name, unless they are None. With
     ``shapes``, values that follow from them are known. ``idle`` are the paths of modules whose
     forward returned its input: they are called as a whole, as they may do more in training mode.
-    Nor are those at the paths ``whole`` traced through. ``ungraded`` are the paths of modules that
-    compute with parameters that learn where gradients are off, which a graph does not know.
+    Modules at the paths ``whole`` are called as a whole too. ``ungraded`` are the paths of modules
+    that compute with parameters that learn where gradients are off, which a graph does not show.
     """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
@@ -124,7 +124,7 @@ class Tracer(QuantizationTracer):
             else:
                 positional.append(value)
 
-        @functools.wraps(root_fn)  # torch looks for annotations behind it
+        @functools.wraps(root_fn)  # torch looks for its annotations
         def call() -> Any:
             return forward(*positional, **by_name)
 

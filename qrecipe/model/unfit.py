@@ -61,7 +61,10 @@ def instead_of_model(given: Any) -> tuple[str, str]:
     if kind == "ExportedProgram":
         return "a program of torch.export", _SOURCE
     if kind in _SESSIONS:
-        return f"a session of another runtime ({kind})", "pass the float model behind it"
+        return (
+            f"a session of another runtime ({kind})",
+            "pass its float model",
+        )
     if callable(given):
         return f"a {kind}", "if it creates the model, call it and pass the result"
     return f"a {kind}", "pass the model to quantize"

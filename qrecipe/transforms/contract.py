@@ -78,7 +78,7 @@ def _problems(cls: Any) -> Iterator[tuple[str, str]]:
     if not (isinstance(cls, type) and issubclass(cls, Transform)):
         given = cls.__qualname__ if isinstance(cls, type) else repr(cls)
         yield (
-            f"is {given}, which is no subclass of Transform",
+            f"is {given}, which is not a subclass of Transform",
             "derive it from qrecipe.Transform",
         )
         return

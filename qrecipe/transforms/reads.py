@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qrecipe.process import ranks
 
 _BATCHES, _ROWS = 16, 16
-"""So many rows of so many batches are kept."""
+"""The number of batches of which rows are kept, and of rows for each."""
 
 
 @dataclass(slots=True)

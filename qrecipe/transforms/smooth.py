@@ -40,7 +40,7 @@ def smoothed(
 ) -> Group:
     """A group with its exponents, for the alpha with the smallest error of what its layers give.
 
-    If that is no clear gain, the group stays as it is, and has no alpha. ``model`` is opened.
+    Without a clear gain, the group stays as it is and has no alpha. ``model`` is opened.
     """
     sites = [plan[name] for name in group.sites]
     weights = [_weight(model, name) for name in group.sites]

@@ -288,7 +288,7 @@ def test_no_batches_on_any_rank_are_an_error_on_all(found):
         "other weights": "rank 1 has other tensors than rank 0",
         "another model": "rank 1 has another model, other tensors than rank 0",
         "out of step": "the ranks do different things (rank 0: drift, rank 1: quantize)",
-        "shuffled": "the batches are others when they are read again",
+        "shuffled": "the batches differ when they are read again",
     }.items(),
 )
 def test_ranks_that_do_not_agree_are_an_error_on_all(name, told, found):

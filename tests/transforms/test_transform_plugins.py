@@ -194,7 +194,7 @@ def test_a_breach_of_the_contract_is_found_at_registration(name):
 
 @pytest.mark.parametrize("cls", [nn.Linear, "text"])
 def test_other_classes_are_no_transforms(cls):
-    with pytest.raises(qrecipe.PluginError, match="no subclass of Transform"):
+    with pytest.raises(qrecipe.PluginError, match="not a subclass of Transform"):
         qrecipe.register_transform("wrong")(cls)
 
 

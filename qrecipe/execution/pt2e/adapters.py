@@ -96,7 +96,7 @@ class _Factory:
 def quantization_spec(
     spec: TensorSpec, phase: Phase, name: str, channels: int = 1
 ) -> QuantizationSpec:
-    """What torchao is told of a tensor spec, in an annotation; a weight has so many channels."""
+    """A tensor spec as torchao wants it in an annotation; ``channels`` are those of a weight."""
     make = _Factory(spec, phase, name, channels)
     made = make()
     is_per_channel = not spec.is_per_tensor

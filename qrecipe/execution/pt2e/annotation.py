@@ -43,7 +43,7 @@ _Edge = tuple[fx.Node, fx.Node]
 
 
 def annotation_of(node: fx.Node) -> QuantizationAnnotation:
-    """What torchao is told of a node, which may be added to."""
+    """The annotation of a node, to which more can be added."""
     made = QuantizationAnnotation({}, None, _annotated=True)
     return node.meta.setdefault(_ANNOTATION, made)
 
@@ -141,7 +141,7 @@ class _Annotator:
 
 
 def forget_annotations(prepared: fx.GraphModule) -> None:
-    """Remove what torchao was told, in place; it would look for the nodes that it was told of."""
+    """Remove all annotations, in place: torchao would look for the nodes that they name."""
     for node in prepared.graph.nodes:
         node.meta.pop(_ANNOTATION, None)
 

@@ -1,4 +1,4 @@
-"""What a program says of inputs that it was not exported for."""
+"""The checks of a program's inputs, with messages that name the arguments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InputChecks(nn.Module):
     """Checks the tensors of a call against those of the example, before the program computes.
 
     ``guards`` is what torch.export has assumed of their sizes, if anything. ``expected`` has an
-    entry for each value in the arguments, None for what is no tensor.
+    entry for each value in the arguments; it is None unless the value is a tensor.
     """
 
     _is_impure = True  # torch.fx reads it, and keeps the call

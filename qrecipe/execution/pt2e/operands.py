@@ -37,7 +37,7 @@ _PARAMETERS: Mapping[Any, tuple[int, ...]] = {
     _aten.layer_norm.default: (2, 3),
     _aten.prelu.default: (1,),
 }
-"""The positions of what is neither data nor a weight that has integers."""
+"""The positions of parameters that stay float, such as biases and statistics."""
 
 
 def is_float(node: fx.Node) -> bool:

@@ -196,7 +196,7 @@ def _left_out(kind: type) -> str | None:
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Any:
-    # what the model warns of is said when it is traced
+    # the model gives its warnings when it is traced
     with random_numbers_kept(), held_back([("", Warning)]):
         return try_out(runnable_copy(model), inputs.cloned(), model)
 
