@@ -122,7 +122,7 @@ def attribute_findings(model: nn.Module, names: Sequence[str]) -> Iterator[Findi
     """
     for name in names:
         if name.startswith("_") or name in _OF_EVERY_MODULE or not _holds(model, name):
-            known = [known for known in vars(model) if not known.startswith("_")]
+            known = [own for own in vars(model) if own[0] != "_" and own not in _OF_EVERY_MODULE]
             hint = did_you_mean(name, known)
             if hint is None and hasattr(type(model), name):
                 hint = "a property or method would compute with the float model: preserve a value"

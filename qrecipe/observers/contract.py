@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -135,18 +136,19 @@ def _observation_problems(
         return
     if not (isinstance(seen, Tensor) and torch.equal(seen, batch)):
         yield "changes the tensor that it observes", "return the input of forward unchanged"
+    yield from _copy_problems(observer)
     yield from _qparams_problems(observer, scheme, sample)
 
 
 def _qparams_problems(module: Any, scheme: _Scheme, sample: str) -> Iterator[_Problem]:
+    mend = "return the tensors (scale, zero_point) from calculate_qparams"
     try:
         scale, zero_point = module.calculate_qparams()
-        scale, zero_point = torch.as_tensor(scale), torch.as_tensor(zero_point)
     except Exception as error:
-        yield (
-            f"fails in calculate_qparams after {sample}: {_shown(error)}",
-            "return the tensors (scale, zero_point) from calculate_qparams",
-        )
+        yield f"fails in calculate_qparams after {sample}: {_shown(error)}", mend
+        return
+    if not (isinstance(scale, Tensor) and isinstance(zero_point, Tensor)):
+        yield "gives numbers that are not in tensors", mend
         return
     if not (torch.isfinite(scale).all() and (scale > 0).all()):
         yield (
@@ -163,6 +165,19 @@ def _qparams_problems(module: Any, scheme: _Scheme, sample: str) -> Iterator[_Pr
             f"gives a scale and a zero point of different shapes after {sample}",
             "return one value for both, or one value per channel for both",
         )
+    elif not scheme.per_channel and scale.numel() != 1:
+        yield (
+            f"gives {scale.numel()} scales for a whole tensor after {sample}",
+            "return one value for qschemes per tensor",
+        )
+
+
+def _copy_problems(module: Any) -> Iterator[_Problem]:
+    """Preparing and converting a model copy it, with what it has observed."""
+    try:
+        copy.deepcopy(module)
+    except Exception as error:
+        yield f"cannot be copied: {_shown(error)}", "let copy.deepcopy copy it"
 
 
 def _fake_quant_arguments(scheme: _Scheme) -> dict[str, Any]:
@@ -197,6 +212,7 @@ def _training_problems(
         )
         return
     yield from _gradient_problems(x, y)
+    yield from _copy_problems(fake_quant)
     yield from _qparams_problems(fake_quant, scheme, sample)
 
 

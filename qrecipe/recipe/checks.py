@@ -129,12 +129,18 @@ def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
 def _may_be_module_type(key: str) -> bool:
     """Known to torch, or the dotted name of a class from elsewhere."""
     is_own = not key.startswith("torch.") and _is_dotted_name(key)
-    return is_module_type(key) or (is_own and not is_module_type(_unabbreviated(key)))
+    return is_module_type(key) or (is_own and not _is_known(_unabbreviated(key)))
 
 
 def _module_type_hint(key: str) -> str:
-    full = _unabbreviated(key) if "." in key else f"torch.nn.{key}"
+    full = _of_torch_nn(key)
+    if "." in key and function_family(full) is not None:
+        return f"it is a function: [rules.function] {shown(full)}"
     return did_you_mean(full, module_types()) or "write its dotted name, such as torch.nn.Linear"
+
+
+def _of_torch_nn(key: str) -> str:
+    return _unabbreviated(key) if "." in key else f"torch.nn.{key}"
 
 
 def _may_be_function(key: str) -> bool:
@@ -142,7 +148,12 @@ def _may_be_function(key: str) -> bool:
     if "." not in key or key.startswith(("torch.", "operator.", "Tensor.")):
         return function_family(key) is not None
     full = _unabbreviated(key)
-    return _is_dotted_name(key) and (full == key or function_family(full) is None)
+    return _is_dotted_name(key) and (full == key or not _is_known(full))
+
+
+def _is_known(key: str) -> bool:
+    """Whether torch or operator has a module type or a function of that name."""
+    return is_module_type(key) or function_family(key) is not None
 
 
 def _is_dotted_name(key: str) -> bool:
@@ -159,6 +170,8 @@ def _unabbreviated(key: str) -> str:
 def _function_hint(key: str) -> str:
     if (full := _unabbreviated(key)) != key and function_family(full) is not None:
         return f"did you mean {shown(full)}?"
+    if is_module_type(full := _of_torch_nn(key)):
+        return f"it is a module type: [rules.module_type] {shown(full)}"
     namespace, _, last = key.rpartition(".")
     for near in nearest(last, function_families(), 3):
         full = f"{namespace}.{near}" if namespace else near

@@ -179,6 +179,9 @@ def test_a_preserved_attribute_that_the_model_lacks_is_an_error_with_the_nearest
     with pytest.raises(PlanError) as caught:
         qrecipe.compile(model, recipe('[fx]\npreserved_attributes = ["class_name"]\n'), ROWS)
     assert "class_names" in caught.value.findings[0].hint
+    with pytest.raises(PlanError) as caught:
+        qrecipe.compile(model, recipe('[fx]\npreserved_attributes = ["training"]\n'), ROWS)
+    assert caught.value.findings[0].hint is None
 
 
 CHANGES_THAT_TRACING_LOSES = {

@@ -181,6 +181,33 @@ def test_observer_that_raises_is_a_finding_and_no_crash():
     assert any("RuntimeError: no range yet" in message for message in messages("observer", Broken))
 
 
+class OfNumbers(MinMaxObserver):
+    def calculate_qparams(self):
+        return 0.1, 0
+
+
+class OfSeveral(MinMaxObserver):
+    def calculate_qparams(self):
+        return tuple(each.expand(3) for each in super().calculate_qparams())
+
+
+class Uncopyable(MinMaxObserver):
+    def __deepcopy__(self, memo):
+        raise TypeError("it holds a file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "breach"),
+    [
+        (OfNumbers, "gives numbers that are not in tensors"),
+        (OfSeveral, "gives 3 scales for a whole tensor after a random batch"),
+        (Uncopyable, "cannot be copied: TypeError: it holds a file"),
+    ],
+)
+def test_what_would_fail_in_the_middle_is_refused_at_registration(kind, breach):
+    assert f'observer "mine" {breach}' in messages("observer", kind)
+
+
 def test_fake_quant_without_observer_or_gradient_is_refused():
     class Hard(FakeQuantizeBase):
         def __init__(self, observer, quant_min=0, quant_max=255):
