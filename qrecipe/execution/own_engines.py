@@ -7,8 +7,8 @@ about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -26,57 +26,68 @@ from qrecipe.planning.plan import Engine, Plan
 from qrecipe.recipe.schema import Backend
 from qrecipe.rules.resolution import listed
 
-
-class _Packed:
-    """A base of what packs a weight for an engine of its own, ``self.engine``.
-
-    That is not declared: TorchScript would not know the type.
-    """
-
-    def _load_from_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
-        with engine(self.engine):
-            super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+_ENGINE = "qrecipe_engine"
+"""The attribute of what packs a weight, a convolution or the holder in a linear layer."""
 
 
-class _PackedLinear(_Packed, LinearPackedParams):
+class _PackedLinear(LinearPackedParams):
     """What holds the weight of a linear layer."""
 
-    def __setstate__(self: Any, state: Mapping[str, Any]) -> None:  # of a copy, too
+    def set_weight_bias(self, weight: Tensor, bias: Tensor | None) -> None:
+        with engine(getattr(self, _ENGINE)):  # not declared: TorchScript would not know the type
+            super().set_weight_bias(weight, bias)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:  # of a copy, too
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        with engine(self.engine):
-            self.set_weight_bias(*self._weight_bias())
+        self.set_weight_bias(*self._weight_bias())
 
 
-class _PackedConvolution(_Packed):
-    """A base of classes whose engine is the class's own: a copy packs its weight at once."""
-
-    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
-        with engine(self.engine):
-            return super().__deepcopy__(memo)  # type: ignore[misc]
-
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        made: Any = super().__reduce_ex__(protocol)
-        return made[0], (self.kind,), *made[2:]  # torch's class, which cannot be loaded either
+def _keep_linear_engine(layer: Any, own: Engine) -> None:
+    holder = layer._packed_params
+    holder.__class__ = _PackedLinear
+    setattr(holder, _ENGINE, own)
+    if own == "onednn":
+        layer.register_forward_hook(_with_all_dimensions)
 
 
-@lru_cache(maxsize=256)
-def _packed_convolution(kind: type[nn.Module], own: Engine, wrong: tuple[str, ...]) -> Any:
-    """A class with the names of ``kind``, by which it is known.
+def _with_all_dimensions(_: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    """The result in the shape of the input: onednn gives an empty one in two dimensions."""
+    return result.reshape(*inputs[0].shape[:-1], result.shape[-1])
 
-    ``wrong`` are the convolutions of its graph that another engine would compute wrongly.
+
+def _keep_convolution_engine(layer: Any, own: Engine, wrong: Sequence[str]) -> None:
+    """Let a convolution stay packed for an engine. Its class stays torch's, which tools look at.
+
+    ``wrong`` are the convolutions of its graph that the usual engine computes wrongly, if it is one
+    of them.
     """
-    names = {"__module__": kind.__module__, "kind": kind, "engine": own, "wrong": wrong}
-    # what jit.trace and jit.script call
-    refusing = dict.fromkeys(("_slow_forward", "__prepare_scriptable__"), _refuse) if wrong else {}
-    return type(kind.__name__, (_PackedConvolution, kind), {**names, **refusing})
+    vars(layer)[_ENGINE] = own
+    vars(layer)["__deepcopy__"] = partial(_copied, layer, own, wrong)
+    vars(layer)["_load_from_state_dict"] = partial(_load, layer, own)
+    if wrong:  # what jit.trace and jit.script call
+        vars(layer)["_slow_forward"] = vars(layer)["__prepare_scriptable__"] = partial(
+            _refuse, wrong
+        )
 
 
-def _refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
+def _copied(layer: Any, own: Engine, wrong: Sequence[str], memo: dict[int, Any]) -> Any:
+    with engine(own):
+        copied = type(layer).__deepcopy__(layer, memo)
+    _keep_convolution_engine(copied, own, wrong)
+    return copied
+
+
+def _load(layer: Any, own: Engine, *args: Any) -> None:
+    with engine(own):
+        type(layer)._load_from_state_dict(layer, *args)
+
+
+def _refuse(wrong: Sequence[str], *_: Any, **__: Any) -> NoReturn:
     raise ArtifactError(
         Finding(
             "QR512",
             "TorchScript does not store which engine computes a site, and would compute others "
-            f"wrongly once it is loaded: {listed(self.wrong)}",
+            f"wrongly once it is loaded: {listed(wrong)}",
             hint="store the model with qrecipe.save_quantized, or leave them float",
         )
     )
@@ -92,14 +103,10 @@ def keep_engines(
         if (site := site_of(node) or "") in engines and hasattr(layer, "_packed_params")
     }
     convolutions = {site: layer for site, layer in found.items() if not is_linear(layer)}
-    wrong = tuple(
-        site for site, layer in convolutions.items() if is_wrong(shape_of(layer), backend)
-    )
+    wrong = [site for site, layer in convolutions.items() if is_wrong(shape_of(layer), backend)]
     for site, layer in found.items():
         if site in convolutions:
-            marked = wrong if site in wrong else ()
-            kind: Any = type(layer)
-            layer.__class__ = _packed_convolution(kind, engines[site], marked)
+            _keep_convolution_engine(layer, engines[site], wrong if site in wrong else ())
         else:
             _keep_linear_engine(layer, engines[site])
 
@@ -108,21 +115,7 @@ def pack_linear(layer: Any, own: Engine) -> None:
     """Pack a quantized linear layer for an engine, in place, now or when its weight comes."""
     _keep_linear_engine(layer, own)
     if isinstance(layer._packed_params._packed_params, torch.ScriptObject):
-        with engine(own):
-            layer.set_weight_bias(*layer._weight_bias())
-
-
-def _keep_linear_engine(layer: Any, own: Engine) -> None:
-    holder = layer._packed_params
-    holder.__class__ = _PackedLinear
-    holder.engine = own
-    if own == "onednn":
-        layer.register_forward_hook(_with_all_dimensions)
-
-
-def _with_all_dimensions(_: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
-    """The result in the shape of the input: onednn gives an empty one in two dimensions."""
-    return result.reshape(*inputs[0].shape[:-1], result.shape[-1])
+        layer.set_weight_bias(*layer._weight_bias())
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -132,8 +125,8 @@ def is_linear(layer: nn.Module) -> bool:
 
 def own_engines(converted: nn.Module) -> dict[nn.Module, Engine]:
     """What holds packed weights with an engine of their own."""
-    found: list[Any] = [each for each in converted.modules() if isinstance(each, _Packed)]
-    return {holder: holder.engine for holder in found}
+    holders = [each for each in converted.modules() if _ENGINE in vars(each)]
+    return {holder: vars(holder)[_ENGINE] for holder in holders}
 
 
 _LARGE = 1 << 19

@@ -65,6 +65,13 @@ def test_a_copy_computes_the_same_and_so_does_its_copy(case, tmp_path):
     assert torch.equal(copy.deepcopy(loaded)(X), expected)
 
 
+def test_layers_with_an_engine_of_their_own_have_the_classes_that_tools_look_for():
+    converted = qrecipe.quantize(_whole(), "builtin:x86-static-minmax", [X] * 10, progress=silent)
+    for each in (converted, copy.deepcopy(converted)):
+        kinds = {type(module) for module in each.modules() if hasattr(module, "_packed_params")}
+        assert kinds <= {torch.ao.nn.quantized.Conv2d, torch.ao.nn.quantized.ConvTranspose2d}
+
+
 @pytest.mark.parametrize("made", [_whole, _kernel_of_two_rows])  # torch loads no functions' weights
 @pytest.mark.parametrize("is_root", [False, True])
 def test_a_state_dict_is_loaded_for_the_engines_of_the_plan(made, is_root):
