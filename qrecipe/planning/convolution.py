@@ -45,35 +45,42 @@ class Convolution:
         They should be the bias, but onednn writes nothing there.
         """
         return self.transposed and any(
-            stride > size + 1
-            for stride, size in zip(self._each(self.stride), self._sizes(), strict=True)
+            stride > span + 1 for stride, span in zip(self.strides, self.spans, strict=True)
         )
 
     @property
     def steps(self) -> bool:
         """Whether any stride is above 1."""
-        return any(stride > 1 for stride in self._each(self.stride))
+        return any(stride > 1 for stride in self.strides)
 
     @property
     def fills_steps(self) -> bool:
         """Whether the sides of a transposed convolution's outputs are multiples of its strides."""
-        sides = zip(
-            self._each(self.stride),
-            self._sizes(),
-            self._each(self.padding),
-            self._each(self.output_padding or (0,)),
-            strict=True,
-        )
-        return all((size - 2 * pad + more) % stride == 0 for stride, size, pad, more in sides)
+        more = self._each(self.output_padding or (0,))
+        sides = zip(self.strides, self.spans, self.paddings, more, strict=True)
+        return all((span - 2 * pad + more) % stride == 0 for stride, span, pad, more in sides)
 
     @property
     def pads_output(self) -> bool:
         return any(self.output_padding)
 
-    def _sizes(self) -> list[int]:
+    @property
+    def strides(self) -> list[int]:
+        """In each dimension, as the other lists."""
+        return self._each(self.stride)
+
+    @property
+    def paddings(self) -> list[int]:
+        return self._each(self.padding)
+
+    @property
+    def dilations(self) -> list[int]:
+        return self._each(self.dilation)
+
+    @property
+    def spans(self) -> list[int]:
         """How many pixels the kernel spans."""
-        dilations = self._each(self.dilation)
-        return [d * (size - 1) + 1 for size, d in zip(self.kernel, dilations, strict=True)]
+        return [d * (size - 1) + 1 for size, d in zip(self.kernel, self.dilations, strict=True)]
 
     def _each(self, values: Any) -> list[int]:
         """One value for each dimension."""
@@ -92,10 +99,20 @@ def shape_of(module: Any) -> Convolution:
         module.transposed,
         module.kernel_size,
         module.stride,
-        module.padding if module.padding_mode == "zeros" else (0,),
+        _padding_of(module),
         module.output_padding,
         module.dilation,
         module.groups,
         module.in_channels // module.groups,
         module.out_channels // module.groups,
     )
+
+
+def _padding_of(module: Any) -> tuple[int, ...]:
+    if module.padding_mode != "zeros" or module.padding == "valid":
+        return (0,)
+    if module.padding == "same":
+        sides = zip(module.kernel_size, module.dilation, strict=True)
+        return tuple(d * (size - 1) // 2 for size, d in sides)
+    padding: tuple[int, ...] = module.padding
+    return padding

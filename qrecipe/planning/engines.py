@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from qrecipe.model.graph_sites import Match
-from qrecipe.planning import cpu
+from qrecipe.planning import cpu, fbgemm_groups, onednn_transposed
 from qrecipe.planning.convolution import Convolution, convolution_of
 from qrecipe.planning.pixels import reads_one_pixel
 from qrecipe.planning.plan import Engine
@@ -37,18 +37,20 @@ _SPREAD = 4
 _FEW_CHANNELS = 512
 """And if any other transposed convolution has fewer inputs times outputs."""
 
-_GROUPS_OF = (2, 4, 8, 16)
-"""The input and output channels per group for which fbgemm has a special kernel."""
-
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
 _BLOCK = 32
 """The channels that fbgemm's depthwise kernel computes at once."""
 
+_LARGE_SIDE = 5
+"""onednn takes longer than float for several outputs per channel if the kernel is smaller."""
+
 _FEW_PER_PIXEL, _FEW_PER_KERNEL = 32, 64
 """With more channels, onednn gains less than it takes longer to start, at batch 1."""
 
 _SATURATES = "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
+
+_OVERRUNS = "fbgemm's kernel for small groups is wrong unless the groups fill its vectors"
 
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
@@ -111,6 +113,8 @@ def _around_wrong_kernel(
         return _transposed_detour(shape, backend, takes_onednn)
     if backend != "fbgemm" and _is_wrong_with_amx(shape):
         return Detour("fbgemm", _WRONG_WITH_AMX)
+    if backend != "onednn" and fbgemm_groups.overruns(shape):
+        return Detour("onednn", _OVERRUNS) if takes_onednn else _OVERRUNS
     return None
 
 
@@ -121,6 +125,8 @@ def _around_slow_kernel(
         return _faster_transposed(shape, backend, takes_onednn)
     if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
         return Detour("onednn", "fbgemm has no fast one for this shape")
+    if backend == "x86" and shape.outputs == 2 and _is_fast_depthwise(shape):
+        return Detour("fbgemm", "onednn's takes longer for two outputs per channel")
     if takes_onednn and _is_slower_on_fbgemm(shape):
         why = f"fbgemm's is slower unless channels are a multiple of {_BLOCK}"
         return Detour("onednn", why)
@@ -213,16 +219,7 @@ def _is_slow_on_fbgemm(shape: Convolution) -> bool:
         return shape.transposed and _spreads_slowly(shape)
     if shape.transposed:
         return True
-    has_kernel = (
-        shape.is_even
-        and shape.inputs in _GROUPS_OF
-        and len(shape.kernel) > 1
-        and set(shape.kernel) == {3}
-        and set(shape.padding) == {1}
-        and set(shape.stride) <= {1, 2}
-        and set(shape.dilation) == {1}
-    )
-    return not has_kernel
+    return not fbgemm_groups.has_kernel(shape)
 
 
 def _spreads_slowly(shape: Convolution) -> bool:
@@ -261,6 +258,8 @@ def _has_few_channels(shape: Convolution) -> bool:
 
 def _is_slow_on_avx2(shape: Convolution) -> bool:
     """Whether onednn only has its reference kernel without AVX512."""
+    if shape.transposed:
+        return onednn_transposed.is_slow_on_avx2(shape)
     if shape.groups == 1:
         return False
     if shape.inputs == shape.outputs == 1:
@@ -269,13 +268,15 @@ def _is_slow_on_avx2(shape: Convolution) -> bool:
 
 
 def _is_slow_on_avx512(shape: Convolution) -> bool:
-    """Whether onednn has no fast transposed kernel, even with AVX512."""
-    if not shape.transposed:
+    """Whether onednn has no fast kernel, even with AVX512."""
+    if shape.transposed:
+        return onednn_transposed.is_slow_on_avx512(shape)
+    if not shape.is_depthwise:
         return False
-    if not _is_slow_on_avx2(shape):
-        is_image = shape.is_depthwise and len(shape.kernel) == 2
-        return is_image and shape.steps and shape.fills_steps
-    return (shape.is_even and len(shape.kernel) > 2) or (shape.steps and not shape.fills_steps)
+    if shape.outputs > 1:
+        large: int = _LARGE_SIDE ** min(2, len(shape.kernel))
+        return prod(shape.kernel) < large
+    return len(shape.kernel) > 2 and max(shape.dilations) > 1
 
 
 def _swaps_channels_on_onednn(shape: Convolution) -> bool:

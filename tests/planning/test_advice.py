@@ -178,3 +178,25 @@ def test_branches_of_like_range_are_not_warned_about_and_observers_see_each_batc
             again(batch)
     for one, two in zip(prepared.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("layer", "with_vnni"),
+    [
+        (nn.Conv2d(32, 96, 3, padding=1, groups=32), True),
+        (nn.Conv2d(104, 312, 3, groups=104), True),
+        (nn.Conv2d(32, 96, 7, padding=3, groups=32), False),
+        (nn.Conv1d(32, 96, 3, groups=32), True),
+        (nn.Conv3d(32, 32, 3, padding=2, dilation=2, groups=32), True),
+        (nn.Conv3d(32, 32, 3, groups=32), False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("known_as", ["avx512_vnni", "avx2"])
+def test_depthwise_convolutions_are_warned_about_on_the_cpus_that_they_are_slow_on(
+    monkeypatch, known_as, layer, with_vnni
+):
+    monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: known_as)
+    x = torch.randn(1, layer.in_channels, *[8] * len(layer.kernel_size))
+    warnings = codes(qrecipe.plan(nn.Sequential(layer).eval(), STATIC, x))
+    assert ("QR207" in warnings) is (with_vnni or known_as == "avx2")

@@ -130,3 +130,11 @@ def test_those_of_images_that_are_only_small_here_do_not(name):
     model = gated(NO_POOLS[name])
     assert engine_of(model, "reduce", torch.randn(2, 8, 4, 4)) == "onednn"
     assert engine_of(model, "expand", torch.randn(2, 8, 4, 4)) == "onednn"
+
+
+@pytest.mark.parametrize("groups", [24, 96, 104])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2)])
+def test_two_outputs_per_channel_run_on_fbgemm(groups, kernel, stride):
+    layer = nn.Conv2d(groups, 2 * groups, kernel, stride, kernel // 2, groups=groups)
+    model, x = nn.Sequential(layer).eval(), torch.randn(2, groups, 9, 9)
+    assert engine_of(model, "0", x) == "fbgemm"
