@@ -62,9 +62,9 @@ if the command was called wrongly. A *site* in these texts is a module, a fused 
 of a function; the [glossary](glossary.md) has the other words.
 
 On a terminal tables fit its width, and severity, carets and verdicts are coloured, unless
-`NO_COLOR` is set. A pipe gets a line for each row and no colours. A file that exists is only
-replaced with `--force`; whether the outputs can be written is found out before the work.
-`qrecipe --install-completion` teaches your shell the commands and options.
+`NO_COLOR` is set. A pipe gets a line for each row and no colours. An existing file is only
+replaced with `--force`. Whether the outputs can be written is checked before any work is done.
+`qrecipe --install-completion` installs completion of commands and options for your shell.
 """
 
 

@@ -46,7 +46,8 @@ def bench(
 ) -> None:
     """Measure a recipe in every runtime that is installed, float beside int8.
 
-    Each output is held to the plan. The exit status is 1 if a runtime computes something else.
+    Each output is compared with the plan. The exit status is 1 if a runtime computes something
+    else.
 
     \b
     Examples:

@@ -36,8 +36,8 @@ def check(
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
 
-    Of a folder, the recipes in it and below are checked, whatever other TOML files it has. Lock
-    files (*.lock.toml) are skipped.
+    In a folder, all recipes in it and below are checked; other TOML files and lock files
+    (*.lock.toml) are skipped.
 
     \b
     Examples:

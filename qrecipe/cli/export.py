@@ -44,7 +44,7 @@ def export(
         bool,
         typer.Option(
             "--fixed-batch",
-            help="The file takes batches of the example's size alone.",
+            help="The file only takes batches of the example's size.",
         ),
     ] = False,
     force: options.Force = False,

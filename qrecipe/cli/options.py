@@ -103,7 +103,7 @@ Log = Annotated[
         "--log",
         "--resume",
         metavar="FILE",
-        help="Write what is finished to this file, and go on from there if it exists.",
+        help="Record finished work in this file, and continue from it if it exists.",
         show_default=False,
     ),
 ]
@@ -145,7 +145,7 @@ Executor = Annotated[
     one_of(
         "--executor",
         get_args(schema.Executor),
-        "What carries the plan out, whatever the recipe says; default: chosen for the model.",
+        "The executor, whatever the recipe says; default: chosen for the model.",
     ),
 ]
 Json = Annotated[bool, flag("--json", "Print one JSON document.")]

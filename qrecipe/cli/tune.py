@@ -171,10 +171,10 @@ def fastest(
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
-    """Leave the sites float that are slower in int8 on this machine.
+    """Leave sites float that are slower in int8 on this machine.
 
-    Measures the sites, and the best choice against the recipe as it is and against float; what is
-    not faster beyond noise changes nothing.
+    Measures each site, then compares the best choice of float sites with the recipe and with the
+    float model. The recipe only changes if that is faster beyond noise.
 
     \b
     Examples:

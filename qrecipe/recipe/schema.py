@@ -142,11 +142,11 @@ class TensorSpec(Table, json_schema_extra={"minProperties": 1}):
     quant_max: int | None = _key("The largest integer, if not that of the dtype.")
     eps: Annotated[float, Field(ge=LEAST_FLOAT32, le=1)] | None = _key("The smallest scale.")
     reduce_range: bool | None = _key(
-        "Use half of the range: 7 bits, which saturate on no x86 CPU. Activations only."
+        "Use half of the range: 7 bits, which do not saturate on any x86 CPU. Activations only."
     )
     is_dynamic: bool | None = _key("Compute the range of each input at run time.")
     inputs_only: bool | None = _key(
-        "Round what sites read, and leave their results float. Activations only, with "
+        "Round the inputs of sites, and leave their results float. Activations only, with "
         'executor = "pt2e".'
     )
 
@@ -315,7 +315,7 @@ class EqualizeTable(Table, json_schema_extra={"minProperties": 1}):
     )
     chains: _Lists = Field(
         default="auto",
-        description="Lists of sites that follow one another, or auto: all that the model has.",
+        description="Lists of sites that follow one another, or auto: all chains of the model.",
     )
 
 
@@ -335,14 +335,14 @@ class SmoothTable(Table, json_schema_extra={"minProperties": 1}):
         WithJsonSchema(_ALPHAS_SCHEMA),
     ] = Field(
         default=(0.7,),
-        description="How much of the difference between channels the weights take over, from 0 to "
-        "1; of a list, each group gets the one with the smallest error of what its layers give.",
+        description="How much of the difference between channels is moved into the weights, from "
+        "0 to 1; of a list, each group gets the value that gives its layers the smallest error.",
         json_schema_extra={"default": 0.7},
     )
     groups: _Lists = Field(
         default="auto",
-        description="Lists of linear layers that read the same tensor, or auto: all that the "
-        "model has.",
+        description="Lists of linear layers that read the same tensor, or auto: all groups of "
+        "the model.",
     )
 
 
@@ -418,11 +418,11 @@ class RecipeTable(Table):
         "Post-training quantization (ptq), or quantization-aware training (qat)."
     )
     backend: Backend | None = _key(
-        "Whose kernels run the model; executorch and tensorrt are targets for export."
+        "The kernels that run the model; executorch and tensorrt are targets for export."
     )
     executor: Executor | None = _key(
-        "What carries the plan out: FX graph mode (fx), eager mode, module by module (eager), or "
-        "torchao's PT2E on a program of torch.export (pt2e)."
+        "How the plan is carried out: in FX graph mode (fx), module by module in eager mode "
+        "(eager), or with torchao's PT2E on a program of torch.export (pt2e)."
     )
     tensor: dict[str, TensorSpec] = Field(
         default={}, description="How a tensor is quantized, by a name of your choice."
