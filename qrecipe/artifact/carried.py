@@ -212,7 +212,7 @@ def _check_name(path: Path) -> None:
         hint = f"if it has weights of OpenVINO, inspect {shown(graph.name)} beside it"
         raise problem("QR505", str(path), "says nothing about a recipe", hint)
     if path.suffix in _NAMES:
-        raise problem("QR505", str(path), f"is damaged, or not a file of {_NAMES[path.suffix]}")
+        raise problem("QR505", str(path), f"is damaged, or is not a file of {_NAMES[path.suffix]}")
 
 
 def _text(kind: Kind, stream: BinaryIO, size: int, file: str) -> str:
@@ -220,7 +220,7 @@ def _text(kind: Kind, stream: BinaryIO, size: int, file: str) -> str:
     try:
         found = _READERS[kind](stream, size)
     except (ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as e:
-        raise problem("QR505", file, f"is damaged, or not a file of {kind}: {e}") from None
+        raise problem("QR505", file, f"is damaged, or is not a file of {kind}: {e}") from None
     if found is None:
         hint = "only files that qrecipe exported say where they come from"
         raise problem("QR505", file, "says nothing about a recipe", hint)
@@ -232,7 +232,7 @@ def _texts(text: str, file: str) -> Mapping[str, str]:
         found = json_of(text)
         if isinstance(found, dict) and all(isinstance(each, str) for each in found.values()):
             return found
-        why = "they are not a table of texts"
+        why = "they are not a table of strings"
     except (ValueError, RecursionError) as error:
         why = str(error)
     raise problem("QR505", file, f"has bad metadata: {why}")

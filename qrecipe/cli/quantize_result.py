@@ -183,7 +183,7 @@ def _faster(converted: nn.Module) -> str | None:
     return faster_runtime(has_convolutions=any("conv" in site.op.lower() for site in plan))
 
 
-_SLOWER = ", slower: qrecipe fastest mends it"
+_SLOWER = ", slower: use qrecipe fastest"
 
 
 def _calibrated(batches: int, first_weight: float | None, clipping: str | None) -> str:

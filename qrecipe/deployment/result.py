@@ -147,8 +147,8 @@ class Bench(Result):
                 yield f"{finding.code} {finding.message}{hint}"
             if row.farthest is not None and row.distances is not None:
                 name, db = row.farthest
-                right = f"kernels alone are right, {name} the farthest with {db:.1f} dB"
-                why = "what it fuses is not" if row.findings else "roundings add up"
+                right = f"each kernel is right alone, {name} differs most with {db:.1f} dB"
+                why = "fused kernels are wrong" if row.findings else "rounding adds up"
                 yield f"{row.title}: {row.distances.text}; {right}: {why}."
             if row.kernels is not None and row.kernels.in_float:
                 left = listed(row.kernels.in_float)

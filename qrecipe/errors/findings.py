@@ -325,7 +325,7 @@ CODES: dict[str, Code] = {
     # transforms
     "QR340": Code("a chain that the model does not have", PlanError),
     "QR341": Code("a group that the model does not have", PlanError),
-    "QR342": Code("a transform that cannot be taken back", PlanError),
+    "QR342": Code("a transform that cannot be undone", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model does not accept", CalibrationError),

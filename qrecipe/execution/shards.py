@@ -93,8 +93,8 @@ def check_mergeable(subjects: Sequence[Subject], has_merged: bool) -> None:
     findings += [
         Finding(
             "QR157",
-            f"the observer {name} has merged before and cannot go on from there",
-            hint="calibrate once with all batches, or prepare the model anew",
+            f"the observer {name} has already been merged, and cannot continue",
+            hint="calibrate once with all batches, or prepare the model again",
         )
         for name in sorted(merging)
         if has_merged

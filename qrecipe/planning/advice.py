@@ -126,14 +126,14 @@ def branch_findings(inventory: Inventory) -> Iterator[Finding]:
         yield Finding(
             "QR205",
             f"{where} behaves differently in training mode; only its eval branch is trained",
-            hint="what only training mode has (noise, outputs for a loss) is missing in the "
-            "prepared model",
+            hint="the prepared model lacks everything that only training mode has (noise, outputs "
+            "for a loss)",
         )
     if inventory.ungraded:
         where = listed([path or "the model's own forward" for path in inventory.ungraded])
         yield Finding(
             "QR205",
             f"parameters get gradients that they do not get in your forward: {where}",
-            hint="a graph has no torch.no_grad(): call requires_grad_(False) on what should not "
-            "learn, or detach() on its result in forward",
+            hint="a graph has no torch.no_grad(): call requires_grad_(False) on parameters that "
+            "must not be trained, or detach() on the result in forward",
         )

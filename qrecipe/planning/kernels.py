@@ -61,7 +61,7 @@ def refusal(match: Match, backend: Backend) -> str | None:
 def _refusal_of_nodes(match: Match, backend: Backend) -> str | None:
     """What is only known from a trace."""
     if any(map(is_learnt, match.nodes)):
-        return "it only computes with parameters, which learn: no input to observe"
+        return "it only computes with parameters that are trained: no input to observe"
     if match.operation.kind == "passthrough" and not _value(match.nodes[-1]).is_tensor:
         return "it returns several results, which torch would observe as one"
     if backend not in EXPORTED and any(map(gives_tuple, match.nodes)):

@@ -187,7 +187,7 @@ def _refusal(value: Any) -> Exception | None:
 def _unpicklable(what: str, error: Exception) -> ExecutionError:
     hint = "pass something that can be pickled: functions and classes of a module"
     if what == "model":
-        hint = "pass a function that makes it anew: pool=qrecipe.Pool(executor, factory=...)"
+        hint = "let each worker make it: pool=qrecipe.Pool(executor, factory=...)"
     elif _pickling() is pickle:
         hint += ", or install cloudpickle"
     text = f"{what} cannot be pickled for the workers: {type(error).__name__}: {first_line(error)}"

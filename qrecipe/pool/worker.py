@@ -110,7 +110,7 @@ def _unpacked(data: bytes) -> Any:
 def _check_environment(sent: Mapping[str, str]) -> None:
     others = differences(environment(), sent)
     if others:
-        hint = "results are only the same to the bit where these are the same"
+        hint = "results are only bit-identical if these are the same"
         raise _unfit(f"has {', '.join(others)}", hint)
 
 

@@ -85,7 +85,7 @@ def _pool_of(executor: Any) -> Pool:
     what = f"a {type(executor).__name__}"
     hint = "pass a concurrent.futures.Executor, or a qrecipe.Pool"
     if callable(executor):
-        hint += "; qrecipe.Pool(function) takes what makes an executor"
+        hint += "; qrecipe.Pool(function) takes a function that makes one"
     raise ExecutionError.of("QR425", f"pool is {what}, not an executor", hint=hint)
 
 

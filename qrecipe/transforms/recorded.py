@@ -50,7 +50,7 @@ def untransformed(model: nn.Module, recipe: Recipe, inputs: Inputs) -> nn.Module
         return model
     if done.steps:
         names = ", ".join(step.name for step in done.steps)
-        message = f"the model was transformed by {names} before, which cannot be taken back"
+        message = f"the model was already transformed by {names}, which cannot be undone"
         raise PlanError.of("QR342", message, hint="pass the model as it was before")
     before = whole_copy(model)
     del kept_with(before)[TRANSFORMED]

@@ -188,7 +188,7 @@ assert not {"torch", "numpy", "onnx", "openvino"} & sys.modules.keys()
 def test_a_file_that_is_not_what_its_name_says_is_called_that(name, kind, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(
-        ArtifactError, match=f"QR505 .*{name}.* is damaged, or not a file of {kind}"
+        ArtifactError, match=f"QR505 .*{name}.* is damaged, or is not a file of {kind}"
     ):
         carried(tmp_path / name)
 

@@ -364,11 +364,11 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("forgotten", ["_take_module", "_fix_weight"])
 def test_a_model_that_cannot_be_made_again_is_refused(forgotten, stored, tmp_path, monkeypatch):
     monkeypatch.setattr(recovered, forgotten, lambda *given: None)
-    with pytest.raises(ArtifactError, match=r"QR512 .*cannot be made again for export: fc"):
+    with pytest.raises(ArtifactError, match=r"QR512 .*cannot be rebuilt for export: fc"):
         export(stored / "fx", tmp_path / "net.onnx", "onnx")
 
 
 def test_a_range_that_is_nowhere_is_named(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(recovered, "_scale", lambda number: 1.5)
-    with pytest.raises(ArtifactError, match=r"QR512 .*made again for export: (?s:.)*fc"):
+    with pytest.raises(ArtifactError, match=r"QR512 .*rebuilt for export: (?s:.)*fc"):
         export(stored / "fx", tmp_path / "net.onnx", "onnx")

@@ -114,7 +114,7 @@ def test_a_mixture_that_is_not_faster_leaves_the_recipe_as_it_is(found):
     assert mixed is not None
     assert result.winner == "recipe"
     assert result.reasons == {}
-    assert "Nothing is moved: more sites in float are not faster" in str(result)
+    assert "No site is moved: more sites in float are not faster" in str(result)
     assert "float is as fast here" not in str(result)
     assert planned(result.recipe).sites == planned(STATIC).sites
 
@@ -124,7 +124,7 @@ def test_a_small_gain_by_prediction_is_not_tried(found):
     assert mixed is None
     assert result.winner == "recipe"
     assert result.mixture_time is None
-    assert "no choice of sites saves 10%" in str(result)
+    assert "no choice of sites is predicted to save 10%" in str(result)
 
 
 def test_where_float_is_as_fast_it_is_said(found):
@@ -141,7 +141,7 @@ def test_where_noise_is_larger_than_the_difference_no_ratio_is_said(found):
     assert result.winner == "recipe"
     assert not result.is_faster_than_float
     assert "Float takes 10 ms (+3.3), the recipe as it is 9.1 ms (+1.6)." in str(result)
-    assert "cannot be told: the noise is larger." in str(result)
+    assert "It is unclear whether that is faster than float" in str(result)
     assert "as fast here" not in str(result)
 
 

@@ -177,7 +177,7 @@ def test_a_root_with_which_conversion_fails_is_left_out_and_said(monkeypatch):
     model, batch = a_result_of_its_own_class()
     recipe = qrecipe.suggest(model, batch)
     assert recipe.fx.roots == ("body",)
-    assert "Tried in vain: static with roots body, head: the kernel of head is wrong." in (
+    assert "Tried without success: static with roots body, head: the kernel of head is wrong." in (
         recipe.description
     )
 
@@ -194,7 +194,7 @@ def test_a_scheme_that_plans_and_does_not_convert_gives_way_to_the_next(monkeypa
     wrong, model = {"suggested-dynamic"}, products().eval()
     recipe = qrecipe.suggest(model, torch.randn(2, 8))
     assert recipe.name == "suggested-static"
-    assert "Tried in vain: dynamic: the kernel is wrong." in recipe.description
+    assert "Tried without success: dynamic: the kernel is wrong." in recipe.description
     wrong |= {"suggested-static", "suggested-float16"}
     assert qrecipe.suggest(model, torch.randn(2, 8)).name == "suggested-dynamic"
 
@@ -237,4 +237,6 @@ def test_without_torchao_parts_are_suggested_and_why(monkeypatch):
     model, batch = counted_by_size(kernel_outside_parts=11)
     recipe = qrecipe.suggest(model, batch)
     assert recipe.fx.roots == ("body",)
-    assert 'Tried in vain: static: executor = "pt2e" needs torchao' in str(recipe.description)
+    assert 'Tried without success: static: executor = "pt2e" needs torchao' in str(
+        recipe.description
+    )

@@ -279,7 +279,7 @@ def test_what_cannot_be_trained_or_was_not_is_said():
 def test_modules_that_are_called_as_a_whole_do_not_drop_and_a_warning_says_so():
     model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5))).eval()
     whole = qat_recipe(base=BASE, head='[fx]\nnon_traceable_module_name = ["1"]\n')
-    with pytest.warns(QRecipeWarning, match="QR205 1 drops in training mode"):
+    with pytest.warns(QRecipeWarning, match="QR205 1 has dropout in training mode"):
         qrecipe.compile(model, whole, rows(), executor="pt2e")
 
 

@@ -314,7 +314,7 @@ def test_an_observer_that_does_not_say_how_it_merges_is_refused_by_name(found):
 
 def test_what_has_merged_itself_does_not_go_on_from_there(found):
     for text in results(found["continued"]):
-        assert text.startswith("QR157 the observer Mergeable has merged before")
+        assert text.startswith("QR157 the observer Mergeable has already been merged")
 
 
 def test_moving_averages_over_ranks_are_warned_about_and_others_are_not(found):

@@ -65,11 +65,11 @@ def test_compare_takes_a_session_and_compares_the_outputs(name, exported):
 def test_what_needs_the_sites_says_that_a_session_has_none(name, exported):
     session, batches = session_of(name, exported[1]), NET.batches(1)
     kind = type(session).__name__
-    with pytest.raises(ExecutionError, match=f"QR430 this {kind} gives outputs alone"):
+    with pytest.raises(ExecutionError, match=f"QR430 this {kind} only returns outputs"):
         qrecipe.drift(session, batches)
     with pytest.raises(PlanError, match=rf"QR306 .*a session of another runtime \({kind}\)"):
         qrecipe.sensitivity(session, STATIC, batches)
-    with pytest.raises(ExecutionError, match=f"QR422 this {kind} gives outputs alone"):
+    with pytest.raises(ExecutionError, match=f"QR422 this {kind} only returns outputs"):
         qrecipe.sensitivity(NET.model(), session, batches)
     with pytest.raises(PlanError, match=rf"QR306 .*a session of another runtime \({kind}\)"):
         qrecipe.compare(session, session, batches)

@@ -41,7 +41,7 @@ def test_a_model_that_cannot_be_pickled_is_made_by_its_factory():
     assert str(raised.value) == (
         "QR426 model cannot be pickled for the workers: TypeError: a handle of "
         "this process\n"
-        "  pass a function that makes it anew: pool=qrecipe.Pool(executor, factory=...)"
+        "  let each worker make it: pool=qrecipe.Pool(executor, factory=...)"
     )
     pool = qrecipe.Pool(AtOnce(), factory=Handled)
     assert ranked(model, batches, pool=pool) == ranked(model, batches)

@@ -132,7 +132,7 @@ def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding
         content = _content(model, own, own.inputs.args, None)
         finding = Finding(
             "QR235",
-            f"the exported file takes batches of {own.inputs.batch_size} alone: "
+            f"the exported file only takes batches of {own.inputs.batch_size}: "
             f"{error.findings[0].message}",
             hint="give example inputs of the size that it will run with",
         )

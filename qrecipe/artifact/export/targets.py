@@ -129,7 +129,7 @@ def export_stored(
     """
     if to not in TARGETS:
         hint = did_you_mean(to, TARGETS) or f"targets are {listed(list(TARGETS), 5)}"
-        raise ArtifactError.of("QR512", f"{shown(to)} is not a target of export", hint=hint)
+        raise ArtifactError.of("QR512", f"{shown(to)} is not an export target", hint=hint)
     TARGETS[to].check()
     source = Stored.load(stored, model, Inputs.from_batch(example_inputs), constants)
     export(source, to, path_of(path, "export_stored"), "batch" if any_batch else None)

@@ -139,11 +139,11 @@ def _notes(profile: Profile, mixture: Mixture, race: Race, left: int) -> Iterato
     elif race.winner == "mixture":
         yield f"The recipe with {counted(left, 'site')} more in float is the fastest."
     elif race.mixture is not None:
-        yield "Nothing is moved: more sites in float are not faster, beyond noise."
+        yield "No site is moved: more sites in float are not faster, beyond noise."
     elif mixture.failure is not None:
-        yield f"Nothing is moved: more sites in float cannot be quantized: {mixture.failure}."
+        yield f"No site is moved: more sites in float cannot be quantized: {mixture.failure}."
     else:
-        yield f"Nothing is moved: no choice of sites saves {LEAST_GAIN:.0%} by prediction."
+        yield f"No site is moved: no choice of sites is predicted to save {LEAST_GAIN:.0%}."
     if race.winner != "float":
         yield _against_float(race.speed)
     yield f"Measured with {profile.conditions.text}."
@@ -158,7 +158,7 @@ def _against_float(speed: Speed) -> str:
         return f"That is {speed.text} times as fast as float."
     if speed.is_equal:
         return "Even so, float is as fast here."
-    return "Whether that is faster than float cannot be told: the noise is larger."
+    return "It is unclear whether that is faster than float: the noise is larger."
 
 
 def _measured(mixture: Mixture, race: Race) -> str:
@@ -242,7 +242,7 @@ def _reason(site: SitePrice, in_float: float, otherwise: str | None) -> str:
     if site.int8 > in_float * _HARDLY:
         return f"{what} is {_two_digits(site.int8 / in_float)} times slower here: {against}"
     if site.int8 > in_float:
-        return f"{what} is no faster here: {against}"
+        return f"{what} is not faster here: {against}"
     return (
         otherwise or f"{what} saves {ms(in_float - site.int8)} ms here, and converting costs more"
     )

@@ -56,7 +56,7 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
     tried = subject.reasons
     if subject.executor == "pt2e":
         yield f"PT2E executes the program of torch.export, because {tried[0]}."
-        yield "It computes with float kernels what int8 kernels compute: compile it to be faster."
+        yield "Its kernels are float kernels, with the results of int8: compile it to be faster."
         tried = tried[1:]
     elif subject.roots or subject.inventory.untraced is not None:
         how = (
@@ -66,7 +66,7 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
         )
         yield f"{how}, because {tried[0]}."
         tried = tried[1:]
-    yield from (f"Tried in vain: {each}." for each in tried)
+    yield from (f"Tried without success: {each}." for each in tried)
 
 
 def _what_dominates(subject: Subject, scheme: Scheme) -> str:

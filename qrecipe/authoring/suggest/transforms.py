@@ -70,6 +70,6 @@ def _reason(name: str, uneven: Sequence[Spread]) -> str:
     others = f" ({len(uneven) - 1} more like it)" if len(uneven) > 1 else ""
     return (
         f"With the example inputs, the widest channel of {most.site} is {most.before:.2g} times as "
-        f"wide as the median one{others}. [transform.{name}] evens channels out and changes no "
-        "float result, but takes calibration data, which alone can show what it gains."
+        f"wide as the median one{others}. [transform.{name}] gives channels similar ranges and "
+        "changes no float result, but needs calibration data, and only these show the gain."
     )

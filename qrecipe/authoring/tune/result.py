@@ -152,7 +152,7 @@ class TuningResult(Result):
         if self.is_slower:  # not in the recipe: another run may measure something else
             notes.append(
                 f"It is slower than the float model here: {_metric(self.latency)} times its time. "
-                "qrecipe fastest looks for speed alone."
+                "qrecipe fastest only looks for speed."
             )
         if self.stopped is not None:
             notes.append(f"{_WORDS[self.stopped]}; with a log, the search can be resumed.")

@@ -58,7 +58,7 @@ def recover(
     grids, differing = _compared(_state(convert(prepared)), state, len(observers))
     lost = [name for number, name in enumerate(observers.values()) if number not in grids]
     if differing or lost:
-        text = f"the stored model cannot be made again for export: {listed([*differing, *lost])}"
+        text = f"the stored model cannot be rebuilt for export: {listed([*differing, *lost])}"
         hint = "export it from its recipe, and report the model"
         raise ArtifactError.of("QR512", text, hint=hint)
     for number, observer in enumerate(observers):

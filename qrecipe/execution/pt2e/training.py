@@ -117,8 +117,8 @@ def hidden_drops(graph_module: fx.GraphModule) -> Iterator[Finding]:
             if any(map(_drops, module.modules())):
                 yield Finding(
                     "QR205",
-                    f"{node.target} drops in training mode; only its eval branch is trained",
-                    hint="let it be traced, or drop before or after it",
+                    f"{node.target} has dropout in training mode; only its eval branch is trained",
+                    hint="let it be traced, or apply dropout before or after it",
                 )
 
 

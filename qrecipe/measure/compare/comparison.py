@@ -74,7 +74,7 @@ class Comparison(SiteResult):
         if self.runtime is not None:
             lines = [
                 f"{found}, of {self.runtime}",
-                "A session gives outputs alone: pass the converted model to compare its sites.",
+                "A session only returns outputs: pass the converted model to compare its sites.",
             ]
             yield Text("Result", lines)
             return

@@ -158,6 +158,6 @@ def _lint(converted: nn.Module) -> LintTable:
 def _outputs_alone(kind: str) -> ExecutionError:
     return ExecutionError.of(
         "QR430",
-        f"this {kind} gives outputs alone: the ranges of its sites cannot be compared with data",
+        f"this {kind} only returns outputs: the ranges of its sites cannot be compared with data",
         hint="pass the converted model that the file was made from; compare takes a session",
     )

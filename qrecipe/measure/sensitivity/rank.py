@@ -217,7 +217,7 @@ def _recipe(given: Recipe | str | os.PathLike[str]) -> Recipe:
     """Raises ``ExecutionError`` (QR422) for a session, which `compare` takes in this place."""
     if known_session(given) is not None:
         kind = type(given).__name__
-        text = f"this {kind} gives outputs alone: no site of it can be quantized by itself"
+        text = f"this {kind} only returns outputs: no site of it can be quantized by itself"
         hint = "pass the float model and the recipe of its file; compare takes a session"
         raise ExecutionError.of("QR422", text, hint=hint)
     return load_recipe(given)
