@@ -1,4 +1,4 @@
-"""The one door to the public part of ``torch.ao``: names and the warning filter.
+"""The only import of the public part of ``torch.ao``: names and the warning filter.
 
 Nothing is filtered for the whole process: calls that would repeat torch's deprecation notices run
 inside `quiet`.

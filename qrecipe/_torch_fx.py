@@ -1,4 +1,4 @@
-"""FX graph mode's internals, imported in one place: what a new torch may break breaks here."""
+"""FX graph mode's internals, imported in one place: if a new torch breaks them, it breaks here."""
 
 # torch.ao.quantization.backend_config reaches for its own utils without importing them
 import torch.ao.quantization.backend_config.utils as backend_config_utils

@@ -251,8 +251,8 @@ def plan(
     """Decide what the recipe does to each operation of the model, without changing anything.
 
     ``recipe`` is a `Recipe`, a path or a reference; ``example_inputs`` is one batch: a tensor, a
-    tuple or list of positional inputs, or a mapping of keyword inputs. ``executor`` is what carries
-    the plan out, whatever the recipe says; without either, it is chosen by what can be traced.
+    tuple or list of positional inputs, or a mapping of keyword inputs. ``executor`` overrides the
+    executor of the recipe; without either, it depends on whether the model can be traced.
 
     Raises:
         RecipeError: the recipe is invalid.
@@ -278,11 +278,11 @@ def compile(
 ) -> CompiledRecipe:
     """Plan the recipe for the model, and put the plan into a graph for FX to execute.
 
-    Arguments and errors as for `plan`. ``batches`` and ``forward``, as in `calibrate`, are what the
-    recipe's ``[transform]`` table takes, unless `transform` has made the model; without that table
-    they are not used. A plan that needs a CPU with VNNI is an
-    ``UnsupportedError`` (QR318) on one without, unless ``target_cpu`` is ``"vnni"``: then the model
-    is made for such a CPU, and checked as far as this one can.
+    Arguments and errors as for `plan`. ``batches`` and ``forward``, as in `calibrate`, are only
+    used for the recipe's ``[transform]`` table, unless `transform` has made the model. A plan that
+    needs a CPU with VNNI is an ``UnsupportedError`` (QR318) on a CPU without it, unless
+    ``target_cpu`` is ``"vnni"``: then the model is made for such a CPU, and checked as far as this
+    CPU can.
     """
     loaded = executed_by(load_recipe(recipe), executor)
     transformed = ready(model, loaded, batches, forward)
@@ -316,7 +316,7 @@ def quantize(
     default to the first batch; ``target_cpu`` is as for `compile`, ``executor`` as for `plan`. The
     caller's model is not changed.
 
-    In an initialised process group of torch.distributed, all ranks call it, as for `calibrate`, and
+    In an initialized process group of torch.distributed, all ranks call it, as for `calibrate`, and
     get the same model. Example inputs default to the first batch of the first rank that has one.
 
     Raises what `plan`, `calibrate` and `CompiledRecipe.convert` raise.

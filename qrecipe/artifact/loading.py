@@ -40,16 +40,16 @@ def load_quantized(
 ) -> nn.Module:
     """Load the converted model that `save_quantized` stored.
 
-    With the same torch, its outputs are bitwise the same.
+    With the same version of torch, its outputs are bit-identical.
 
     ``model`` is the float architecture that was quantized. Its weights don't matter and may be on
     the meta device. It is neither changed nor run, though a copy may run without values, on the
     meta device. Neither data nor plugins are needed, and nothing in the file is executed or
     unpickled.
 
-    ``constants`` are arguments of forward that are not tensors, by name, where the model was
+    ``constants`` are arguments of forward that are not tensors, by name, if the model was
     quantized with others than the defaults: ``{"times": 3}``, or ``{"encoder.times": 3}`` for the
-    root ``encoder``. A file alone does not choose what the model is traced with.
+    root ``encoder``. A file must not choose what the model is traced with.
 
     Raises:
         ArtifactError: the file cannot be read (QR502), is incomplete (QR503), was modified (QR504),

@@ -58,7 +58,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @neutral
 def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a converted model to one safetensors file, with all that `load_quantized` needs.
+    """Write a converted model to one safetensors file, with everything that `load_quantized` needs.
 
     Integers, scales and zero points are separate tensors; recipe, plan and versions are in the
     metadata. An existing file is replaced atomically. No more than one unpacked weight is in memory

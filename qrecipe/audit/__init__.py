@@ -1,4 +1,4 @@
-"""The yardsticks: SQNR, samples, ranges, averages, float kernels, the code around roots.
+"""Shared checks and measures: SQNR, samples, ranges, averages, float kernels, code around roots.
 
 May import `planning` and below.
 """

@@ -1,4 +1,4 @@
-"""The Python code that the user names on the command line: loaded once, with errors as ours."""
+"""The Python code that the user names on the command line: loaded once, with our errors."""
 
 from __future__ import annotations
 

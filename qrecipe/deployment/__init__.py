@@ -1,4 +1,4 @@
-"""Where a quantized model runs: one recipe through every runtime that is installed.
+"""Running a quantized model: one recipe in every runtime that is installed.
 
 May import `measure` and below.
 """

@@ -1,4 +1,4 @@
-"""Each site of a plan alone in a runtime, which tells which of its kernels computes otherwise."""
+"""Each site of a plan alone in a runtime, to find the kernel that computes something else."""
 
 from __future__ import annotations
 

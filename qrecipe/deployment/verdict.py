@@ -1,4 +1,4 @@
-"""What a runtime computes, held against the reference of the plan."""
+"""What a runtime computes, compared with the reference of the plan."""
 
 from __future__ import annotations
 

@@ -66,18 +66,18 @@ def calibrate(
 
     A batch is a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs;
     ``forward(model, batch)`` handles anything else. The first batch and its output are kept for the
-    audit. A model prepared for training computes in float and eval mode meanwhile, to get initial
-    ranges.
+    audit. A model prepared for training gets its initial ranges this way; meanwhile it computes in
+    float and eval mode.
 
-    In an initialised process group of torch.distributed, all ranks call it, each with its own
-    batches, and all get the ranges of one process that takes a batch of each rank in turn.
-    ``max_batches`` and ``min_batches`` count those of all.
+    In an initialized process group of torch.distributed, all ranks call it, each with its own
+    batches, and all get the ranges of a single process that reads a batch of each rank in turn.
+    ``max_batches`` and ``min_batches`` count the batches of all ranks.
 
     Raises:
         CalibrationError: the model cannot take a batch, or it has NaN or infinity (the message has
             its index); too few batches; observers that saw nothing; ranks with another recipe or
             model, or that failed (QR409). The observers are restored.
-        PluginError: an observer does not say how it merges with those of other ranks (QR157).
+        PluginError: an observer does not define how it is merged with those of other ranks (QR157).
     """
     calibrate_checking(prepared, batches, forward, progress, lambda samples: None)
 

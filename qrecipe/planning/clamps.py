@@ -1,7 +1,7 @@
 """Sites whose results are only read between limits: their range needs no more than that.
 
-A clamp shares the observer of its input. Observed before the clamp, that range would spend most of
-its integers on numbers that nobody reads.
+A clamp shares the observer of its input. If that observed values before the clamp, most integers
+of its range would represent values that the clamp cuts off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plan: what becomes of every site and of every rule, before a tensor moves.
+"""The plan: the verdict for every site and every rule, before anything is quantized.
 
 Nothing here imports torch: the plan of a stored model can be read without it.
 """

@@ -1,4 +1,4 @@
-"""Signs of life during long work: a line on a terminal, nothing in a pipe."""
+"""Progress of long work: a line on a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps before quantization that keep what the float model computes.
+"""Steps before quantization that do not change what the float model computes.
 
 May import `execution` and below.
 """

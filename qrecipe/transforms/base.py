@@ -39,7 +39,8 @@ class Scaled:
 
 
 class Transform:
-    """A step before quantization that keeps what the float model computes; the base of plugins.
+    """A step before quantization that does not change what the float model computes; the base of
+    plugins.
 
     ``tolerance`` is how far it may move an output, in parts of the largest one: 0, the default,
     means not even the last bit. `qrecipe.register_transform` gives it a name for recipes.

@@ -1,4 +1,4 @@
-"""What transforms have done to a model, done to another copy, and taken back."""
+"""Repeats on another copy what transforms have done to a model, and undoes it."""
 
 from __future__ import annotations
 

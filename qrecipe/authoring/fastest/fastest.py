@@ -36,14 +36,14 @@ from qrecipe.terminal.report import Result, Section, Table, Text, values_of
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fastest(Result):
-    """The fastest of the recipe as it is, a mixture with more sites float, and float.
+    """The fastest of the given recipe, a mixture with more sites float, and float.
 
-    ``winner`` tells which it is, and ``recipe`` extends the given one accordingly. ``reasons`` has
+    ``winner`` says which it is, and ``recipe`` extends the given one accordingly. ``reasons`` has
     the sites that it leaves float for speed, the greatest loss first. The times are of whole
     models, measured in turns; ``mixture_time`` is None if no mixture was worth measuring.
-    ``predicted_gain`` is the share of the recipe's time that the best mixture saves by prediction.
-    ``is_faster_than_float`` tells whether the result is, beyond noise. ``notes`` say all this in
-    sentences.
+    ``predicted_gain`` is the share of the recipe's time that the best mixture is predicted to save.
+    ``is_faster_than_float`` says whether the result is faster than float, beyond noise. ``notes``
+    say all this in sentences.
     """
 
     recipe: Recipe
@@ -273,14 +273,14 @@ def fastest(
     forward: Forward | None = None,
     progress: Progress | bool | None = None,
 ) -> Fastest:
-    """Find out which sites to leave float, so that the model is as fast as it can be here.
+    """Find out which sites to leave float, so that the model is as fast as possible here.
 
-    The model is profiled as by `qrecipe.profile`, and the times of sites and boundaries give the
-    best choice by a minimum cut. If that saves 10 % by prediction, it is quantized and timed in
-    turns with the recipe as it is and with the float model. The result is the fastest of them, and
-    the recipe itself unless something else is faster beyond noise.
+    The model is profiled as by `qrecipe.profile`. A minimum cut finds the best choice for the times
+    of sites and boundaries. If that choice is predicted to save 10 %, it is quantized and timed in
+    turns with the given recipe and with the float model. The result is the given recipe unless one
+    of the others is faster beyond noise.
 
-    Times are taken as by `qrecipe.profile`, on the first batch. Accuracy is not looked at; more
+    Times are measured as by `qrecipe.profile`, on the first batch. Accuracy is not considered; more
     sites in float usually lose less.
 
     Args:

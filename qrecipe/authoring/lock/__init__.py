@@ -1,4 +1,4 @@
-"""Lock files: what was decided, to be compared with what would be.
+"""Lock files: the plan that was approved, to be compared with the current plan.
 
 May import what `authoring` may.
 """

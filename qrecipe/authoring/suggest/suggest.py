@@ -47,7 +47,7 @@ from qrecipe.recipe.toml.writer import toml_text
 @neutral
 @ranks.alone()
 def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = None) -> Recipe:
-    """A recipe to start from: it can be planned for this model and explains itself.
+    """A recipe to start from: it can be planned for this model and gives its reasons.
 
     Static int8 for convolutional nets, dynamic if linear and recurrent layers dominate, both for a
     mixture; weight-only for embeddings. ``example_inputs`` are as in `qrecipe.plan`.
@@ -55,9 +55,9 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
     are observed by minimum and maximum, which don't depend on the order of the batches.
 
     The model is quantized with the example inputs before a recipe is suggested. If it cannot be
-    traced, its roots or its modules one by one are; a model with convolutions is also tried as a
-    program of torch.export, which is suggested only if the parts cover less than half of the work.
-    A warning (QR207) says if it has sites that are slower in int8 than in float.
+    traced, its roots or its single modules are quantized instead. A model with convolutions is then
+    also tried as a program of torch.export, which is only suggested if the parts cover less than
+    half of the work. A warning (QR207) says whether sites are slower in int8 than in float.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel as fast as float, or it is

@@ -72,9 +72,9 @@ def tune(
 ) -> TuningResult:
     """Search for a recipe that loses at most ``max_drop`` and is as fast as possible here.
 
-    Levers that cost no time are tried first; then sites are left float, weighing the error that
-    they remove against their time. The result has been measured, and twice if it was chosen from
-    several.
+    Levers, changes of the recipe that cost no time, are tried first. Then sites are left float,
+    weighing the error that this removes against the time that it costs. The result has been
+    measured, and twice if it was chosen from several.
 
     Args:
         recipe: the recipe to start from; the result extends it.
@@ -87,7 +87,7 @@ def tune(
         resume: a log that is written after each trial; if it exists, the search resumes from it.
             The batches are read once or twice more for it.
         pool: workers that try candidates, any ``concurrent.futures.Executor``, some of them before
-            the search asks for them. The trials are the same, measured times apart. See
+            the search asks for them. The trials are the same, except for measured times. See
             `qrecipe.Pool`.
 
     An interrupt (``KeyboardInterrupt``) returns the best result so far with a warning (QR218). A
@@ -96,8 +96,8 @@ def tune(
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`, for the unchanged recipe.
         ExecutionError: ``evaluate`` returns no number for the float model or for all trials so far
-            (QR423, QR330), the log cannot be used (QR331, QR332), the limits make no sense
-            (QR333), or the workers cannot do it (QR425 to QR428).
+            (QR423, QR330), the log cannot be used (QR331, QR332), the limits are invalid
+            (QR333), or the workers fail (QR425 to QR428).
     """
     _check_bounds(max_drop, max_trials, max_seconds)
     base = load_recipe(recipe)

@@ -41,15 +41,15 @@ def drift(
 ) -> Drift:
     """Compare new data with the ranges that the model has stored, tensor by tensor.
 
-    Each batch runs through the converted model and, in parallel, through the same graph in float
-    with the kernels' real weights. The recipe's observers see the float values as in calibration
-    and find the ranges of today (a moving average weighs all batches equally). The same values give
+    Each batch runs through the converted model and also through the same graph in float, with the
+    kernels' quantized weights. The recipe's observers see the float values, as in calibration, and
+    find today's ranges (a moving average gives all batches the same weight). The same values give
     the share that the stored range clips, and the SQNR with the stored and with today's range.
 
     ``converted`` comes from `qrecipe.quantize` or `qrecipe.load_quantized`; ``batches`` and
     ``forward`` are as in `qrecipe.calibrate`. Memory does not grow with the batches. In an
-    initialised process group of torch.distributed, all ranks call it, each with its own batches,
-    and get the report on all of them.
+    initialized process group of torch.distributed, all ranks call it, each with its own batches,
+    and get the report on all batches.
 
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501).

@@ -91,11 +91,11 @@ def sensitivity(
             with outputs of the model; higher is better.
         memory_limit: how many bytes of float activations may be kept; default: 2 GiB.
         resume: a log of the exact method that is written after each site and batch; if it exists,
-            the ranking goes on from there.
+            the ranking continues from there.
         target_cpu: as for `qrecipe.compile`; kernels that only saturate on this CPU are ranked by
             their reference.
-        pool: workers that do the exact method in pieces, any ``concurrent.futures.Executor``; the
-            ranking is the same to the bit. See `qrecipe.Pool`.
+        pool: workers that run the exact method in pieces, any ``concurrent.futures.Executor``; the
+            ranking is bit-identical. See `qrecipe.Pool`.
 
     An interrupt (``KeyboardInterrupt``) returns what was measured so far with a warning (QR212).
 
@@ -104,8 +104,8 @@ def sensitivity(
         UnsupportedError: an estimate, or roots, with ``executor = "pt2e"`` (QR316).
         ExecutionError: nothing to rank (QR422), a measure that returns no number (QR423), too
             little memory (QR424), arguments that are invalid or contradict each other (QR425),
-            workers that cannot do it (QR426, QR427, QR428), or a log of something else, or that
-            cannot be used (QR331, QR332).
+            workers that fail (QR426, QR427, QR428), or a log of other work, or one that cannot be
+            used (QR331, QR332).
     """
     functions = {"evaluate": evaluate, "metric": metric, "forward": forward}
     of_exact = {"pool": pool, "resume": resume}
