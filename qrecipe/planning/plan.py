@@ -48,12 +48,12 @@ class Site(ShortRepr):
     """An operation with its decision.
 
     ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
-    site gets, None where it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
-    would have decided without it; ``reason`` says why a site stays float or what was substituted;
-    ``engine`` packs its weights for another engine than the backend's; ``clamp`` are the limits
-    between which its result is observed, because nobody reads more of it. ``reads`` are the
-    tensors that it computes with: names of sites, ``input "x"``, ``parameter "w"``; ``is_output``
-    means that the model returns its result.
+    site gets, None if it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
+    rules would have decided without it; ``reason`` says why a site stays float or what was
+    substituted; ``engine`` is the engine that its weights are packed for, if not the backend's;
+    ``clamp`` has the limits between which its result is observed, if only clamps read it.
+    ``reads`` are the tensors that it computes with: names of sites, ``input "x"``,
+    ``parameter "w"``; ``is_output`` means that the model returns its result.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Site(ShortRepr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Chain(ShortRepr):
-    """Sites that hand channels to one another, so that one can scale what the next undoes.
+    """Sites that pass channels to one another, so that one can scale what the next undoes.
 
-    ``end`` says why it goes no further. ``exponents`` has a power of two for each channel between
-    two sites, by which the first divides and the second multiplies; it is empty until the model
-    has been transformed.
+    ``end`` says why the chain ends. ``exponents`` has the exponent of a power of two for each
+    channel between two sites, by which the first divides and the second multiplies; it is empty
+    until the model has been transformed.
     """
 
     sites: tuple[str, ...]
@@ -106,7 +106,7 @@ class Chain(ShortRepr):
 
 
 Place = Literal["folded", "product", "none"]
-"""Where a group's scale goes: into what gives the tensor, into a product, or nowhere."""
+"""Where a group's tensor is divided: by the site that computes it, by a product, or nowhere."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -137,10 +137,10 @@ class Group(ShortRepr):
 class Step(ShortRepr):
     """A transform of a plugin.
 
-    ``tolerance`` is how far it may move an output of the float model, in parts of the largest one;
-    0 means not even the last bit. ``changed`` are the modules whose tensors it has changed,
-    ``moved`` the sites whose results it has moved further than that; both are unknown until the
-    model has been transformed.
+    ``tolerance`` is how far it may change an output of the float model, relative to the largest
+    one; 0 means not even the last bit. ``changed`` are the modules whose tensors it has changed,
+    ``moved`` the sites whose results it has changed by more than the tolerance; both are unknown
+    until the model has been transformed.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Step(ShortRepr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RuleVerdict(ShortRepr):
-    """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
+    """What a rule did; ``sites`` are those it covers, whether or not it wins there."""
 
     rule: WrittenRule
     verdict: RuleOutcome
@@ -170,14 +170,14 @@ class Plan(Report):
     A plan is a collection of its sites: ``len(plan)``, ``for site in plan``, ``"conv1" in plan``,
     ``plan["conv1"]``.
 
-    ``findings`` are what makes the plan impossible; a plan that was returned has none.
-    ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
-    dequantized at run time; ``executor_reason`` says why ``executor`` carries the plan out, None
-    if that was not stored; ``ingredients`` are the files that the recipe is made of;
+    ``findings`` are errors that make the plan impossible; a plan that was returned has none.
+    ``warnings`` are about things that are legal but doubtful; ``boundaries`` counts the tensors
+    that are quantized or dequantized at run time; ``executor_reason`` says why ``executor`` was
+    chosen, None if that was not stored; ``ingredients`` are the files that the recipe is made of;
     ``chains`` are what ``[transform.equalize]`` scales, ``groups`` what ``[transform.smooth]``
-    scales, ``steps`` the transforms of plugins;
-    ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
-    sites. A plan that was read back has neither these nor ``structure``, the model's.
+    scales, ``steps`` the transforms of plugins; ``needs_vnni`` says whether kernels saturate on an
+    x86 CPU without VNNI, and ``saturating`` at which sites. A plan that was read back has neither
+    ``saturating`` nor ``structure``, the structure of the model.
     """
 
     sites: tuple[Site, ...]
@@ -203,9 +203,9 @@ class Plan(Report):
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote.
 
-        It equals the one that was written. Missing is what JSON does not hold: ``structure``,
-        ``saturating``, and the text of the line that a rule is written in. So other names of a
-        module, and modules in which nothing is called, are unknown to it.
+        It equals the plan that was written. JSON does not contain ``structure``, ``saturating``,
+        and the text of the line that a rule is written in. So the plan does not know other names of
+        a module, or modules in which nothing is called.
 
         Raises ``PlanError`` (QR315) for any other text.
         """
@@ -283,7 +283,7 @@ class Plan(Report):
         return printable(explanation(self, name))
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain values: dicts, lists, texts and numbers."""
+        """The plan as plain values: dicts, lists, strings and numbers."""
         return plan_values(self)
 
     def to_json(self) -> str:

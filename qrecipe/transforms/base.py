@@ -14,9 +14,9 @@ from qrecipe.transforms.record import Spread
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TransformContext:
-    """What a transform may look at: the ``plan`` of the model, and the calibration data.
+    """What a transform can use: the ``plan`` of the model, and the calibration data.
 
-    In a process group, each rank has its own batches; all have to come to the same result.
+    In a process group, each rank has its own batches; all ranks must come to the same result.
     """
 
     plan: Plan
@@ -42,7 +42,7 @@ class Transform:
     """A step before quantization that does not change what the float model computes; the base of
     plugins.
 
-    ``tolerance`` is how far it may move an output, in parts of the largest one: 0, the default,
+    ``tolerance`` is how far it may change an output, relative to the largest one: 0, the default,
     means not even the last bit. `qrecipe.register_transform` gives it a name for recipes.
     """
 
@@ -51,6 +51,7 @@ class Transform:
     def apply(self, model: nn.Module, context: TransformContext) -> object:
         """Change the tensors of a model in place; it is a copy of the caller's, in eval mode.
 
-        Modules, and the names, shapes and dtypes of tensors, stay. A plugin returns nothing.
+        Modules, and the names, shapes and dtypes of tensors, must not change. A plugin returns
+        nothing.
         """
         raise NotImplementedError
