@@ -25,6 +25,7 @@ from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS, without_v
 from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
+from qrecipe.process.warnings import filters_kept
 
 
 def with_caches_filled(model: nn.Module, inputs_of: Mapping[str, Inputs]) -> nn.Module | None:
@@ -136,7 +137,14 @@ def with_layers_made(model: nn.Module, parts: Sequence[TracedPart]) -> nn.Module
 def _could_run(probe: nn.Module, parts: Sequence[TracedPart]) -> bool:
     """Whether the parts of a model without values ran with the shapes of the example."""
     try:
-        with torch.no_grad(), torch.device("meta"), _Limited(), random_numbers_kept():
+        # torch imports sympy for shapes that do not fit
+        with (
+            torch.no_grad(),
+            torch.device("meta"),
+            _Limited(),
+            random_numbers_kept(),
+            filters_kept(),
+        ):
             for part in parts:
                 probe.get_submodule(part.path)(**part.constants, **without_values(part.shapes))
     except Exception as error:
