@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
+from qrecipe.model.dry_run import around_calls
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.process.threads import clock
 
@@ -49,18 +50,13 @@ SeeModule = Callable[[str, Any, float], None]
 
 def watched_modules(model: nn.Module, paths: Iterable[str], see: SeeModule) -> nn.Module:
     """A copy of a model whose modules at ``paths`` pass their results to ``see``."""
-    watched = structural_copy(model).eval()
-    for path in paths:
-        _watch(watched.get_submodule(path), path, see)
+    watched, now = structural_copy(model).eval(), clock()
+
+    def timed(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = now()
+        result = forward(*args, **kwargs)
+        see(path, result, now() - start)
+        return result
+
+    around_calls(watched, paths, timed)
     return watched
-
-
-def _watch(module: nn.Module, path: str, see: SeeModule) -> None:
-    started: list[float] = []
-    now = clock()
-
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
-        see(path, output, now() - started.pop())
-
-    module.register_forward_pre_hook(lambda *_: started.append(now()))
-    module.register_forward_hook(stop)

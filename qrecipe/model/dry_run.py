@@ -81,21 +81,14 @@ def first_calls(model: nn.Module, paths: Iterable[str], inputs: Inputs) -> dict[
     return taken
 
 
-def watch_calls(
-    probe: nn.Module, paths: Iterable[str], note: Callable[[str, Inputs], object]
-) -> None:
-    """Let ``note`` see every call of some submodules of a copy.
+def around_calls(probe: nn.Module, paths: Iterable[str], call: Callable[..., Any]) -> None:
+    """Let ``call(path, forward, *args, **kwargs)`` answer the calls of submodules, in place.
 
     Without hooks: torch's encoder layers take another path through the model if there are any.
     """
-
-    def watched(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        note(path, Inputs(args, kwargs))
-        return forward(*args, **kwargs)
-
     for path in paths:
         module = probe.get_submodule(path)
-        vars(module)["forward"] = partial(watched, path, module.forward)
+        vars(module)["forward"] = partial(call, path, module.forward)
 
 
 CANNOT_TAKE = "the model does not accept the example inputs: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import Inputs
 from qrecipe.model.class_names import is_leaf, is_torchs_own
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.dry_run import drawing_nothing, try_inputs, version
+from qrecipe.model.dry_run import around_calls, drawing_nothing, try_inputs, version
 from qrecipe.model.graph_sites import Inventory, Match, structure_of
 from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace_proof import is_same, is_wrapped
@@ -90,10 +89,7 @@ class _Calls:
 
 
 def _called(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
-    """The calls of a run by the canonical paths of the modules, in order.
-
-    Watched without hooks: torch's encoder layers take another path through the model with them.
-    """
+    """The calls of a run by the canonical paths of the modules, in order."""
     probe = runnable_copy(model)
     called: dict[str, _Calls] = {}
 
@@ -108,9 +104,7 @@ def _called(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
         calls.is_idle &= is_same(result, given) and version(given) == before
         return result
 
-    for path, module in probe.named_modules():
-        if path:
-            vars(module)["forward"] = partial(noted, path, module.forward)
+    around_calls(probe, [path for path, _ in probe.named_modules() if path], noted)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
     return called

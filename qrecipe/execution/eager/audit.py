@@ -23,7 +23,7 @@ from qrecipe.errors.warn import settle
 from qrecipe.execution.eager.scaled import ScaledDynamicLinear
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.dry_run import watch_calls
+from qrecipe.model.dry_run import around_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.scaled_input import ScaledLinear, without_scale
@@ -125,22 +125,18 @@ def _where_it_fails(model: nn.Module, inputs: Inputs) -> str:
     """The innermost submodule that raises, to follow a verb; empty for the model's own forward."""
     failed: list[str] = []
     probe = runnable_copy(model)
-    for path, module in probe.named_modules():
-        if path:
-            vars(module)["forward"] = partial(_noting_failure, failed, path, module.forward)
+
+    def note_failure(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except Exception:
+            failed.append(path)
+            raise
+
+    around_calls(probe, [path for path, _ in probe.named_modules() if path], note_failure)
     with torch.no_grad(), suppress(Exception):
         inputs.call(probe)
     return f" in {failed[0]}" if failed else ""
-
-
-def _noting_failure(
-    failed: list[str], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    try:
-        return forward(*args, **kwargs)
-    except Exception:
-        failed.append(path)
-        raise
 
 
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
@@ -148,11 +144,12 @@ def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[
     probe = runnable_copy(model)
     taken: dict[str, Inputs] = {}
 
-    def note(path: str, given: Inputs) -> None:
+    def take(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if path not in taken:  # cloned because later code may write to them
-            taken[path] = given.cloned()
+            taken[path] = Inputs(args, kwargs).cloned()
+        return forward(*args, **kwargs)
 
-    watch_calls(probe, names, note)
+    around_calls(probe, names, take)
     with torch.no_grad():
         return taken, inputs.call(probe)
 
