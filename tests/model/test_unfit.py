@@ -179,7 +179,7 @@ def test_hooks_of_the_model_itself_that_change_what_it_gives_are_named(kind):
     with torch.no_grad():
         model[2].bias.fill_(1)
     text = message(lambda: qrecipe.plan(model, STATIC, torch.ones(2, 8)))
-    assert "computes something else than the model" in text
+    assert "computes something other than the model" in text
     assert "hooks of the model itself run around its forward" in text
 
 
