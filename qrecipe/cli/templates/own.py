@@ -1,6 +1,6 @@
 """A model to quantize: how to make it, calibrate it and evaluate it.
 
-The three functions work as they stand, with a small untrained net. Put your own in their place.
+The three functions work as they are, with a small untrained network. Put in your own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def calibration() -> list[Tensor]:
 
 def evaluate(model: nn.Module) -> float:
     """The accuracy on held-out data: a number that is higher for a better model."""
-    # here: how often the model says what float says, as there are no labels
+    # there are no labels here, so this is how often the model agrees with the float model
     images = _images(256)
     with torch.no_grad():
         return float((model(images).argmax(1) == factory()[0](images).argmax(1)).float().mean())
