@@ -52,27 +52,27 @@ from libraries import WRITTEN, Size, Written, call, transformers
 
 PAGE = Path(__file__).parents[1] / "docs" / "real-models.md"
 INTRODUCTION = f"""\
-# Models as people write them
+# Real models
 
-What the recipe of `qrecipe suggest` does to models of torchvision, timm, transformers and torch.
+This page shows what the recipe of `qrecipe suggest` does to models of torchvision, timm,
+transformers and torch.
 `OMP_NUM_THREADS=1 python benchmarks/real_models.py --page` writes this page; it was written with
 torch {torch.__version__}, {cpu_name()}.
 
 **int8 share** is the share of multiplications that no longer run in float, counted by torch's
-FlopCounterMode. **q/dq** counts the quantize and dequantize calls of the quantized graphs: a net
-that runs in int8 throughout has one quantize for each input and one dequantize for each output, and
-a dynamic one has none. **SQNR** is the signal-to-quantization-noise ratio of the outputs, on a
+FlopCounterMode. **q/dq** counts the quantize and dequantize calls of the quantized graphs: a
+network that runs in int8 throughout has one quantize for each input and one dequantize for each
+output, and a dynamic one has none. **SQNR** is the signal-to-quantization-noise ratio of the outputs, on a
 batch that was not used for calibration; with random weights it says nothing about accuracy.
-**Speed** is CPU time of float over int8: one thread, interleaved, the median of several calls, on a
-model that is loaded for each batch size.
+**Speed** is the CPU time of float divided by that of int8: in one thread, interleaved, the median of
+several calls, with a model that is loaded for each batch size.
 **Seconds** are CPU time of suggest and quantize, calibration and audit included.
 
 Images have 128 pixels. The models of transformers and torch.nn are as wide as the published base
 models (768 features, 12 heads) and have two of their layers; they read texts of 128 tokens, images
 of 224 pixels (as vit_b_16 does) or ten seconds of speech. r3d_18 sees 8 frames of 64 pixels.
 
-How fast float, all int8, `suggest` and `fastest` are beside each other is in the
-[benchmarks](benchmarks.md).
+The [benchmarks](benchmarks.md) compare the speed of float, all int8, `suggest` and `fastest`.
 """
 
 BATCHES = 10

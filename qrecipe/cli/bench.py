@@ -26,7 +26,7 @@ def bench(
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Measure on N samples; default: the first batch as it is."
+            min=1, metavar="N", help="Measure on N samples; default: the first batch."
         ),
     ] = None,
     runtime: Annotated[
@@ -44,7 +44,7 @@ def bench(
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
-    """Measure a recipe in every runtime that is installed, float beside int8.
+    """Measure a recipe in every runtime that is installed, in float and in int8.
 
     Each output is compared with the plan. The exit status is 1 if a runtime computes something
     else.

@@ -62,7 +62,7 @@ class BenchRow(ShortRepr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Bench(Result):
-    """One recipe through every runtime, float beside int8.
+    """One recipe in every runtime, in float and in int8.
 
     ``missing`` has a line for each runtime that is not installed, with how to install it.
     ``fastest`` is the fastest row that is right, ``commands`` says by title how to write the file
