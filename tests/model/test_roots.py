@@ -97,7 +97,7 @@ def test_roots_within_each_other_are_refused(batches):
 
 
 def test_a_root_that_is_never_called_is_refused(model, batches):
-    model.spare = Body()
+    model.spare = Body().eval()
     with pytest.raises(PlanError, match="not called"):
         qrecipe.plan(model, recipe_of_roots(["spare"]), batches[0])
 
