@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from plans import sites
 from runs import silent
 from torch import nn
@@ -152,6 +153,39 @@ def test_norms_that_read_or_give_floats_stay_float():
     assert found["first"].mode == "dynamic"  # it takes floats, so a norm before it gives some
     assert "slower than a float one" in found["norms.0"].rule.reason
     assert "its input is float" in found["norms.2"].rule.reason
+
+
+class FedByFloats(nn.Module):
+    """A gated block between activations without a kernel, and a block of integers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.squeeze, self.expand = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+        self.third = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        x = F.silu(self.first(x))
+        gate = self.expand(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        x = self.second(x * torch.sigmoid(gate))
+        x = F.hardswish(x) + self.third(x)
+        rows = F.silu(x).flatten(2)
+        products = rows @ rows.transpose(1, 2)
+        return products + products.transpose(1, 2)
+
+
+def test_what_reads_floats_and_has_no_weights_stays_float():
+    model = FedByFloats().eval()
+    recipe = qrecipe.suggest(model, IMAGES)
+    found = sites(qrecipe.plan(model, recipe, IMAGES))
+    for name in (":mul", ":matmul", ":add#1"):  # the gate alone is of integers
+        assert found[name].verdict == "float"
+        assert "its input is float" in found[name].rule.reason
+    for name in ("first", "second", "third", "squeeze", "expand", ":hardswish", ":add"):
+        assert found[name].verdict == "quantized"
+    converted = qrecipe.quantize(model, recipe, [IMAGES] * 10, progress=silent)
+    assert sqnr_db(model(IMAGES), converted(IMAGES)) > 20
 
 
 def test_a_sum_with_a_mask_stays_float_and_is_told():

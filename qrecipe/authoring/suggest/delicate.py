@@ -1,4 +1,4 @@
-"""Operations that int8 would ruin or slow down: divisors, residual sums and norms."""
+"""Operations that int8 would ruin or slow down: divisors, residual sums, readers of floats."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from qrecipe.model.graph_sites import Inventory, Match, readers_of
 from qrecipe.planning.plan import Plan, Site
 
 _PRODUCTS = ("matmul", "bmm")
+_ELEMENTWISE = ("add", "mul")
 
 
 def divisors(plan: Plan, inventory: Inventory) -> frozenset[str]:
@@ -93,11 +94,42 @@ def residual_sums(plan: Plan, inventory: Inventory) -> frozenset[str]:
     )
 
 
-def norms_of_floats(plan: Plan, inventory: Inventory) -> frozenset[str]:
-    """The static LayerNorms whose input is float."""
-    return frozenset(
-        site.name for site in _norms(plan) if not _reads_integers(site, plan, inventory)
-    )
+def fed_by_floats(plan: Plan, inventory: Inventory) -> frozenset[str]:
+    """The static sites without weights whose inputs are float, or would be without such sites.
+
+    An input smaller than the result, such as the gate of a product, may be of integers: it costs
+    next to nothing to dequantize.
+    """
+    integers, found = set[str](), set[str]()
+    for site in plan.sites:
+        match = inventory.matches[site.name]
+        producers = match.operation.producers
+        reads_integers = any(
+            name in integers and not _is_spread(inventory.matches[name], match)
+            for name in producers
+        )
+        if site.verdict == "passthrough":
+            if reads_integers:
+                integers.add(site.name)
+        elif site.mode == "static" and not match.has_weights and not reads_integers:
+            found.add(site.name)
+        elif site.gives_integers:
+            integers.add(site.name)
+    return frozenset(found)
+
+
+def _is_spread(producer: Match, reader: Match) -> bool:
+    """Whether a result is repeated over that of an elementwise operation."""
+    if reader.operation.op.partition("+")[0] not in _ELEMENTWISE:
+        return False
+    small, large = (_numbers(match.nodes[-1]) for match in (producer, reader))
+    return small is not None and large is not None and small < large
+
+
+def _numbers(node: fx.Node) -> int | None:
+    """How many numbers a result has for the example, if that is known."""
+    shape = getattr(node.meta.get("value"), "shape", None)
+    return None if shape is None else prod(shape)
 
 
 def slow_norms(plan: Plan, inventory: Inventory) -> frozenset[str]:
@@ -123,11 +155,6 @@ def _features(match: Match) -> int:
         shape = _argument(match.nodes[0], 1, "normalized_shape")
     sizes = shape if isinstance(shape, Sequence) else (shape,)
     return prod(each if isinstance(each, int) else 0 for each in sizes)
-
-
-def _reads_integers(site: Site, plan: Plan, inventory: Inventory) -> bool:
-    producers = inventory.matches[site.name].operation.producers
-    return any(plan[name].gives_integers for name in producers)
 
 
 def _is_normed(node: fx.Node, plan: Plan) -> bool:

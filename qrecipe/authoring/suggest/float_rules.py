@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qrecipe.authoring.suggest.delicate import divisors, norms_of_floats, residual_sums, slow_norms
+from qrecipe.authoring.suggest.delicate import divisors, fed_by_floats, residual_sums, slow_norms
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.opened.whole import Whole
 from qrecipe.planning.backend import FOLLOWERS, can_honour
@@ -18,7 +18,7 @@ from qrecipe.registry.builtin import function_family, is_module_type
 
 MASKED = "a mask enters it, and would take the whole range of its result"
 _RESIDUAL = "a residual sum of a transformer: all later layers read what int8 would round"
-_NORM = "its input is float, and the int8 kernel would round that and is slower"
+_FED_BY_FLOATS = "its input is float, and the int8 kernel would round that and is slower"
 _SLOW_NORM = "its int8 kernel is slower than a float one with its conversion"
 _DIVISOR = "its result is a divisor, and int8 would round small ones to 0"
 _SLOW = "a convolution whose int8 kernel is slower than float"
@@ -34,7 +34,7 @@ def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict
     better_float = {
         **dict.fromkeys(residual_sums(plan, inventory), _RESIDUAL),
         **dict.fromkeys(slow_norms(plan, inventory), _SLOW_NORM),
-        **dict.fromkeys(norms_of_floats(plan, inventory), _NORM),
+        **dict.fromkeys(fed_by_floats(plan, inventory), _FED_BY_FLOATS),
         **dict.fromkeys(divisors(plan, inventory), _DIVISOR),
         **dict.fromkeys(masked_sums(plan.sites, inventory), MASKED),
     }
