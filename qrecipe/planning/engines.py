@@ -128,8 +128,7 @@ def _around_slow_kernel(
     if backend == "x86" and shape.outputs == 2 and _is_fast_depthwise(shape):
         return Detour("fbgemm", "onednn's takes longer for two outputs per channel")
     if takes_onednn and _is_slower_on_fbgemm(shape):
-        why = f"fbgemm's is slower unless channels are a multiple of {_BLOCK}"
-        return Detour("onednn", why)
+        return Detour("onednn", f"fbgemm's is slower below {_BLOCK} channels")
     if backend == "x86" and _is_dense_pixelwise(shape) and reads_one_pixel(match.nodes[0]):
         return Detour("fbgemm", "onednn's takes longer to start on one pixel")
     if backend == "x86" and takes_onednn and _has_few_channels(shape):
@@ -236,7 +235,7 @@ def _spreads_slowly(shape: Convolution) -> bool:
 def _is_slower_on_fbgemm(shape: Convolution) -> bool:
     """Whether onednn's depthwise kernel is the faster one, with VNNI and without."""
     is_plain = len(shape.kernel) == 2 and shape.outputs == 1
-    return is_plain and _is_fast_depthwise(shape) and shape.groups % _BLOCK != 0
+    return is_plain and _is_fast_depthwise(shape) and shape.groups < _BLOCK
 
 
 def _is_dense_pixelwise(shape: Convolution) -> bool:

@@ -21,9 +21,9 @@ def engine_of(model, site, x, recipe="builtin:x86-static-minmax"):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("channels", "engine"),
-    [(24, "onednn"), (32, None), (72, "onednn"), (144, "onednn"), (160, None)],
+    [(8, "onednn"), (24, "onednn"), (32, None), (72, None), (144, None)],
 )
-def test_a_depthwise_convolution_leaves_fbgemm_unless_it_fills_its_vectors(
+def test_a_depthwise_convolution_leaves_fbgemm_unless_it_fills_a_vector(
     kernel, stride, channels, engine
 ):
     model = nn.Sequential(
