@@ -25,9 +25,7 @@ def bench(
     evaluate: options.Evaluate = None,
     batch: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="N", help="Measure on N samples; default: the first batch."
-        ),
+        typer.Option(min=1, metavar="N", help="Measure on N samples; default: the first batch."),
     ] = None,
     runtime: Annotated[
         list[str] | None,
