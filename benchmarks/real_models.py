@@ -62,10 +62,10 @@ torch {torch.__version__}, {cpu_name()}.
 **int8 share** is the share of multiplications that no longer run in float, counted by torch's
 FlopCounterMode. **q/dq** counts the quantize and dequantize calls of the quantized graphs: a
 network that runs in int8 throughout has one quantize for each input and one dequantize for each
-output, and a dynamic one has none. **SQNR** is the signal-to-quantization-noise ratio of the outputs, on a
-batch that was not used for calibration; with random weights it says nothing about accuracy.
-**Speed** is the CPU time of float divided by that of int8: in one thread, interleaved, the median of
-several calls, with a model that is loaded for each batch size.
+output, and a dynamic one has none. **SQNR** is the signal-to-quantization-noise ratio of the
+outputs, on a batch that was not used for calibration; with random weights it says nothing about
+accuracy. **Speed** is the CPU time of float divided by that of int8: in one thread, interleaved, the
+median of several calls, with a model that is loaded for each batch size.
 **Seconds** are CPU time of suggest and quantize, calibration and audit included.
 
 Images have 128 pixels. The models of transformers and torch.nn are as wide as the published base
