@@ -64,7 +64,7 @@ FlopCounterMode. **q/dq** counts the quantize and dequantize calls of the quanti
 network that runs in int8 throughout has one quantize for each input and one dequantize for each
 output, and a dynamic one has none. **SQNR** is the signal-to-quantization-noise ratio of the
 outputs, on a batch that was not used for calibration; with random weights it says nothing about
-accuracy. **Speed** is the CPU time of float divided by that of int8: in one thread, interleaved, the
+accuracy. **Speed** is the CPU time of float divided by that of int8: one thread, interleaved, the
 median of several calls, with a model that is loaded for each batch size.
 **Seconds** are CPU time of suggest and quantize, calibration and audit included.
 
