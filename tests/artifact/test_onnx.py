@@ -194,7 +194,7 @@ def test_a_model_for_one_batch_size_is_exported_for_that_size_and_says_so(tmp_pa
     ready = compiled.prepare()
     qrecipe.calibrate(ready, batches, progress=silent)
     path = tmp_path / "model.onnx"
-    with pytest.warns(QRecipeWarning, match="QR235 the exported file takes batches of 4"):
+    with pytest.warns(QRecipeWarning, match="QR235 the exported file only takes batches of 4"):
         qrecipe.export_onnx(compiled, ready, path)
     assert shapes(path) == [[4, 6]]
     assert run_onnx(path, batches[0])[0].shape == (4, 2, 2)
