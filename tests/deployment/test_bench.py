@@ -129,6 +129,8 @@ def test_a_runtime_that_computes_otherwise_is_an_audit_error_of_its_row(monkeypa
 
     def saturated(self, inputs):
         found = run(self, inputs)
+        if self.source is None:  # the file as it is written, which is right
+            return found
         return [each.clamp(max=each.max() / 3) for each in found]
 
     monkeypatch.setattr(onnxruntime.OnnxRuntimeSession, "run", saturated)
