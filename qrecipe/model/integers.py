@@ -99,6 +99,18 @@ def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
     return _laid_out(x, is_last)
 
 
+def plainly_laid_out(x: Tensor) -> Tensor:
+    """``x``, contiguous if it is contiguous and in channels_last at the same time.
+
+    An image of one pixel or one channel is. `torch.mean` of a quantized one fails if the result has
+    no dimensions of size 1 in place of those that are averaged.
+    """
+    is_traced = torch._C._get_tracing_state()  # there, another image may have one pixel
+    if is_traced or (x.is_contiguous() and _is_channels_last(x)):
+        return x.flatten().view(x.shape)
+    return x
+
+
 def _laid_out(x: Tensor, is_last: bool) -> Tensor:
     """``x`` contiguous, or in channels_last if it is an image or a volume and ``is_last``."""
     if is_last and x.dim() == 4:

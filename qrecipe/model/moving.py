@@ -17,7 +17,7 @@ from torch import fx, nn
 from qrecipe.model.addresses import FUNCTION_NAMES, SITE, site_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.changes import GIVE_SEVERAL
-from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.integers import padded, plainly_laid_out, resampled, rolled
 from qrecipe.model.nodes import module_of
 from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
 from qrecipe.model.results import chunk_of, is_single_result, read_one_by_one
@@ -89,7 +89,7 @@ def averages(node: fx.Node) -> bool:
 def moves(node: fx.Node) -> bool:
     """Whether a node only moves numbers, restored or not."""
     call = _dotted(node)
-    return node.target in (padded, rolled, resampled, chunk_of) or (
+    return node.target in (padded, rolled, resampled, plainly_laid_out, chunk_of) or (
         call is not None and _last(call) in _MOVES
     )
 

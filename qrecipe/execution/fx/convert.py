@@ -23,7 +23,12 @@ from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
-from qrecipe.execution.fx.lowering import join_in_one_layout, lower_ours, read_shapes_of_integers
+from qrecipe.execution.fx.lowering import (
+    average_in_one_layout,
+    join_in_one_layout,
+    lower_ours,
+    read_shapes_of_integers,
+)
 from qrecipe.execution.fx.observing import (
     observe_before_drops,
     observe_clamped,
@@ -181,6 +186,7 @@ def lowered(
     expect_chunks(converted)
     read_shapes_of_integers(converted)
     join_in_one_layout(converted)
+    average_in_one_layout(converted)
     look_modules_up_once(converted)
     keep_state_names(converted)
     return converted

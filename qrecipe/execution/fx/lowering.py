@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe.model.addresses import carries_data
-from qrecipe.model.integers import laid_out_like, padded, resampled, rolled
+from qrecipe.model.integers import laid_out_like, padded, plainly_laid_out, resampled, rolled
 from qrecipe.model.moving import arguments, averages, last_name, moved
 from qrecipe.model.nodes import module_of, reads_shape
 
@@ -66,6 +66,15 @@ def join_in_one_layout(converted: fx.GraphModule) -> None:
             pair = (node.args[own], node.args[other])
             with converted.graph.inserting_before(node):
                 node.update_arg(own, converted.graph.call_function(laid_out_like, pair))
+
+
+def average_in_one_layout(converted: fx.GraphModule) -> None:
+    """Let averages read images of one pixel or one channel, in place."""
+    for node in list(converted.graph.nodes):
+        if node.target is torch.mean and True not in (node.kwargs.get("keepdim"), *node.args[2:]):
+            with converted.graph.inserting_before(node):
+                source = converted.graph.call_function(plainly_laid_out, node.args[:1])
+            node.update_arg(0, source)
 
 
 def _in_channels_last(converted: fx.GraphModule) -> set[fx.Node]:
