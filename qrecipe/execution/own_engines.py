@@ -28,6 +28,7 @@ from qrecipe.rules.resolution import listed
 
 _ENGINE = "qrecipe_engine"
 """The attribute of what packs a weight, a convolution or the holder in a linear layer."""
+_IGNORED = "__jit_ignored_attributes__"
 
 
 class _PackedLinear(LinearPackedParams):
@@ -62,6 +63,8 @@ def _keep_convolution_engine(layer: Any, own: Engine, wrong: Sequence[str]) -> N
     of them.
     """
     vars(layer)[_ENGINE] = own
+    # TorchScript makes a string a field, which the __setstate__ of a convolution leaves unset
+    vars(layer)[_IGNORED] = [_ENGINE, _IGNORED]
     vars(layer)["__deepcopy__"] = partial(_copied, layer, own, wrong)
     vars(layer)["_load_from_state_dict"] = partial(_load, layer, own)
     if wrong:  # what jit.trace and jit.script call
