@@ -40,14 +40,16 @@ def rolled(x: Tensor, shifts: list[int], dims: list[int]) -> Tensor:
     if not x.is_quantized:
         return torch.roll(x, shifts, dims)
     total = [0] * x.dim()
+    is_moved = [False] * x.dim()
     for k, dim in enumerate(dims):
         total[dim] += shifts[k]
+        is_moved[dim] = True
     result = torch.empty_like(x)
     parts = [(result, x)]
     for dim, shift in enumerate(total):
-        start = shift % max(x.shape[dim], 1)
+        start = shift % (1 + _or_zero(x.shape[dim] - 1))  # a dimension may be empty
         rest = x.shape[dim] - start
-        if start != 0:
+        if is_moved[dim]:
             halves: list[tuple[Tensor, Tensor]] = []
             for target, source in parts:
                 halves.append((target.narrow(dim, 0, start), source.narrow(dim, rest, start)))
@@ -140,5 +142,10 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _cropped(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    start = max(before, 0)
-    return x.narrow(dim, start, x.shape[dim] - start - max(after, 0))
+    start = _or_zero(before)
+    return x.narrow(dim, start, x.shape[dim] - start - _or_zero(after))
+
+
+def _or_zero(n: int) -> int:
+    """``max(n, 0)`` without a branch: `torch.jit.trace`, where sizes are tensors, fixes those."""
+    return (n + abs(n)) // 2

@@ -425,6 +425,24 @@ def test_integers_are_rolled_like_floats(shifts, dims):
     assert torch.equal(found.dequantize(), integers.dequantize().roll(shifts, dims))
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: padded(x, [1, x.shape[3] % 5 - 2, -1, 2]),
+        lambda x: rolled(x, [1, -2, x.shape[2] // 2], [2, 3, 2]),
+    ],
+    ids=["padded", "rolled"],
+)
+def test_a_trace_moves_integers_of_other_sizes_too(move):
+    small, large = (
+        torch.quantize_per_tensor(torch.randn(2, 3, *size), 0.1, 7, torch.quint8)
+        for size in ((5, 6), (8, 9))
+    )
+    traced = torch.jit.trace(move, small)
+    for x in (small, large):
+        assert torch.equal(traced(x).int_repr(), move(x).int_repr())
+
+
 SCRIPTED = {
     "pad": lambda x: F.pad(x, (0, 1, 0, 1)),
     "pad by a size": lambda x: F.pad(x, [-1, x.shape[3] % 5]),
@@ -439,10 +457,10 @@ SCRIPTED = {
 
 @pytest.mark.parametrize("name", every(4, SCRIPTED))
 def test_torchscript_compiles_what_moves_integers(name):
-    move = SCRIPTED[name]
     model = net_of(
-        lambda self, x: self.b(move(self.a(x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1)
+        lambda self, x: self.b(self.move(self.a(x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1)
     )
+    model.move = SCRIPTED[name]
     plan, converted = converted_of(model, IMAGES)
     assert all(site.mode == "static" for site in plan.sites)
     for how in (torch.jit.script, lambda each: torch.jit.trace(each, IMAGES)):
