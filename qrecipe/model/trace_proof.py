@@ -205,22 +205,24 @@ def _has_mask(values: Collection[Any]) -> bool:
 
 
 def _has_ends(x: Tensor) -> bool:
-    is_plain = x.layout == torch.strided and not x.is_nested and not is_wrapped(x)
-    return is_plain and x.dtype in _WITH_INFINITY and bool(x.numel())
+    return _is_plain(x) and x.dtype in _WITH_INFINITY and bool(x.numel())
 
 
 def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one tensor, or the same view of one memory."""
     if not isinstance(value, Tensor) or not isinstance(other, Tensor):
         return False
-    if is_wrapped(value) or is_wrapped(other):
-        return value is other
-    if value.layout != torch.strided or other.layout != torch.strided or not value.numel():
+    if not _is_plain(value) or not _is_plain(other) or not value.numel():
         return value is other
     own, others = (
         (each.data_ptr(), each.dtype, each.shape, each.stride()) for each in (value, other)
     )
     return own == others
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether it has sizes and strides."""
+    return x.layout == torch.strided and not x.is_nested and not is_wrapped(x)
 
 
 def is_wrapped(value: Any) -> bool:
@@ -231,6 +233,8 @@ def is_wrapped(value: Any) -> bool:
 
 
 def _describe(value: Any, is_input: bool) -> Value:
+    if isinstance(value, Tensor) and value.is_nested:  # it has no sizes, and few kernels
+        return Value(value.is_floating_point(), True, value.dim(), is_input)
     if isinstance(value, Tensor):
         may_overflow = value.dtype in _WITH_INFINITY and not all_finite(value)
         is_finite = not (may_overflow and bool(value.isinf().any()))
