@@ -6,6 +6,7 @@ from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
 from torch.ao.nn.intrinsic.qat.modules.conv_fused import _ConvBnNd as FusedConvBatchNorm
 from torch.ao.nn.intrinsic.qat.modules.linear_fused import LinearBn1d as FusedLinearBatchNorm
 from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
+from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.nn.quantized import Softmax as QuantizedSoftmax
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.nn.quantized.dynamic.modules.rnn import RNNBase as DynamicRecurrent

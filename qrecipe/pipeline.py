@@ -27,6 +27,7 @@ from qrecipe.execution.batches import Forward, inputs_of_batch, rereadable
 from qrecipe.execution.calibration import calibrate_checking
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
+from qrecipe.execution.failing_observers import failing_observers_named
 from qrecipe.execution.joined import joined
 from qrecipe.execution.own_engines import forget_calls
 from qrecipe.execution.part import Exportable, Part, Task
@@ -139,7 +140,8 @@ class CompiledRecipe(ShortRepr):
 
         Raises:
             AuditError: the converted model is not what the plan says.
-            CalibrationError: the plan has static sites and ``prepared`` was never calibrated.
+            CalibrationError: the plan has static sites and ``prepared`` was never calibrated, or
+                an observer fails (QR404).
             ExecutionError: torch could not convert it.
             UnsupportedError: this torch or CPU lacks the backend's engine.
         """
@@ -150,16 +152,14 @@ class CompiledRecipe(ShortRepr):
             warn(unjudged_finding(self.unjudged), self.recipe.lint.ignore)
         # calibration does not change the code around the roots; training may
         around = prepared if self.recipe.phase == "qat" else self._model
-        converted = with_parts(
-            around,
-            {
+        with failing_observers_named():
+            parts = {
                 part.path: part.convert(
                     prepared.get_submodule(part.path), samples.get(part.path), self.recipe.lint
                 )
                 for part in self._parts
-            },
-            self.recipe.fx.preserved_attributes,
-        )
+            }
+        converted = with_parts(around, parts, self.recipe.fx.preserved_attributes)
         converted.eval()  # conversion creates modules in training mode
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
@@ -230,9 +230,11 @@ def exportable(compiled: CompiledRecipe, prepared: nn.Module) -> Exportable:
     `CompiledRecipe.convert` raises.
     """
     compiled._samples(prepared)
-    parts = {
-        part.path: part.exportable(prepared.get_submodule(part.path)) for part in compiled._parts
-    }
+    with failing_observers_named():
+        parts = {
+            part.path: part.exportable(prepared.get_submodule(part.path))
+            for part in compiled._parts
+        }
     if "" in parts:
         return parts[""]
     is_trained = compiled.recipe.phase == "qat"

@@ -105,7 +105,7 @@ def _check_seen(parts: Sequence[fx.GraphModule], unseen: str, hint: str) -> None
 
 def _trained(part: fx.GraphModule) -> Iterator[Finding]:
     """Fake-quants (also of weights) whose qparams are unusable after training (QR404)."""
-    observing = {str(node.target): node for node in reversed(part.graph.nodes)}
+    observing = _calls(part)
     for path, module in part.named_modules():
         if isinstance(module, FakeQuantizeBase) and (problem := _qparams_problem(module)):
             yield Finding(
@@ -114,6 +114,17 @@ def _trained(part: fx.GraphModule) -> Iterator[Finding]:
                 hint="did the training diverge? check the loss, lower the learning rate; "
                 "learnable scales are more stable with use_grad_scaling = true",
             )
+
+
+def observed_tensor(part: fx.GraphModule, observer: nn.Module) -> str | None:
+    """What an observer or fake-quant of a prepared part sees, by its site."""
+    path = next((path for path, each in part.named_modules() if each is observer), None)
+    return None if path is None else _rounded_by(path, part, _calls(part))
+
+
+def _calls(part: fx.GraphModule) -> Mapping[str, fx.Node]:
+    """The first node that calls each module, by the module's path."""
+    return {str(node.target): node for node in reversed(part.graph.nodes)}
 
 
 def _rounded_by(path: str, part: fx.GraphModule, observing: Mapping[str, fx.Node]) -> str:

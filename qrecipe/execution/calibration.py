@@ -37,6 +37,7 @@ from qrecipe.execution.batches import (
     unusable_batch,
 )
 from qrecipe.execution.calls import Feed
+from qrecipe.execution.failing_observers import failing_observers_named
 from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.execution.shards import Turns, check_mergeable, check_same, subjects_in
@@ -179,6 +180,11 @@ def _turns_finding(batches: int) -> Finding:
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    with failing_observers_named():
+        _run_as_traced(prepared, batch, index, forward)
+
+
+def _run_as_traced(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
     if index == 0 and is_empty(batch):  # a later one is harmless
         raise unusable_batch(batch, index, EMPTY)
     check_finite(batch, index)

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase
-from qrecipe._torch_fx import QuantizedEmbedding
+from qrecipe._torch_fx import FloatFunctional, FXFloatFunctional, QuantizedEmbedding
 from qrecipe.model.kept import PROVENANCE, kept
 
 Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
@@ -15,6 +15,8 @@ Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
 
 def module_became(module: nn.Module) -> Became:
     """What a module became, by its class; ``leftover`` if conversion should have replaced it."""
+    if isinstance(module, (FloatFunctional, FXFloatFunctional)):
+        return "float"  # of functions, written for eager mode and not yet prepared
     inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
     path = _torch_path(module)
     if ".quantized.reference." in _torch_path(inner) or ".qat." in path:

@@ -164,10 +164,13 @@ def test_only_quantized_sites_of_the_plan_are_blamed():
     assert judged(200, 100, sites=[site("other")]).wrong == {}
 
 
-def test_a_product_with_a_number_may_be_finer_than_its_reference():
-    assert judged(200, 100, sites=[site(op="mul", verdict="passthrough")]).wrong == {}
-    assert len(judged(200, 100, sites=[site(op="mul")]).wrong) == 1
-    assert len(judged(200, 100, sites=[site(op="flatten", verdict="passthrough")]).wrong) == 1
+@pytest.mark.parametrize("op", ["mul", "mean"])
+def test_what_follows_is_judged_on_the_grid_of_its_kernel(op):
+    # the kernel gives 1.0 in steps of 0.5; the reference gives 1.0, and rounds it to steps of 4
+    follower, quantizing = site(op=op, verdict="passthrough"), site(op=op)
+    assert judged(2, 0.25, scale=4.0, sites=[follower]).wrong == {}
+    assert len(judged(2, 0.25, scale=4.0, sites=[quantizing]).wrong) == 1
+    assert len(judged(200, 100, sites=[follower]).wrong) == 1
 
 
 def test_a_judgement_is_complete_when_every_kernel_could_be_compared():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import pytest
@@ -254,3 +255,26 @@ def test_a_conversion_that_differs_from_what_was_trained_says_so_in_its_own_word
     else:
         with pytest.raises(AuditError, match=r"QR416 .* example inputs .* calibrated range"):
             compiled.convert(prepared)
+
+
+class ScaledMean(nn.Module):
+    """The mean works on the grid of the product, which training does not simulate."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.conv, self.linear, self.by = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), by
+
+    def forward(self, x):
+        return self.linear((torch.relu(self.conv(x)) * self.by).mean((2, 3)))
+
+
+@pytest.mark.parametrize("by", [0.01, 0.5])
+def test_what_follows_a_product_with_a_number_is_judged_on_the_grid_of_its_input(by):
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(10)]
+    compiled, prepared = trained(ScaledMean(by), batches, qat_recipe())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)  # the training was coarser (QR203)
+        converted = compiled.convert(prepared)
+    assert {site.name: site.verdict for site in compiled.plan.sites}[":mean"] == "passthrough"
+    assert torch.isfinite(converted(batches[0])).all()

@@ -10,7 +10,16 @@ import torch
 from plans import net_of, recipe, sites
 from runs import silent
 from torch import nn
-from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic, quantize_fx
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import (
+    DeQuantStub,
+    QuantStub,
+    get_default_qconfig,
+    get_default_qconfig_mapping,
+    quantize_dynamic,
+    quantize_fx,
+)
+from torch.ao.quantization import prepare as eager_prepare
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
@@ -252,6 +261,35 @@ def test_a_model_that_is_quantized_or_prepared_already_is_said_to_be(made):
         text = message(lambda a_recipe=a_recipe: qrecipe.plan(model, a_recipe, ROWS))
         assert f"QR306 the model is already {QUANTIZED[made]}: " in text
         assert "pass the original float model" in text
+
+
+class WrittenForEagerMode(nn.Module):
+    """As torchvision.models.quantization has them: still float."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.functions = FloatFunctional()
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+
+    def forward(self, x):
+        x = self.quant(x)
+        return self.dequant(self.functions.add_relu(self.linear(x), x))
+
+
+def test_a_model_written_for_eager_mode_is_float_until_it_is_prepared():
+    model = WrittenForEagerMode().eval()
+    plan = qrecipe.plan(model, STATIC, ROWS)
+    assert {site.name: site.verdict for site in plan.sites} == {
+        "linear": "quantized",
+        ":add": "quantized",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.qconfig = get_default_qconfig("x86")
+        prepared = eager_prepare(model)
+    text = message(lambda: qrecipe.plan(prepared, STATIC, ROWS))
+    assert "QR306 the model is already prepared: " in text
 
 
 # --- values

@@ -16,6 +16,7 @@ from qrecipe.audit.modules import EQUAL_INPUT, computes_otherwise
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import shown
 from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.interpreter import Interpreter
@@ -27,6 +28,9 @@ from qrecipe.rules.resolution import listed
 
 CLIPPED_DB = 20.0
 """Below this, the clipped part alone is a tenth of a tensor."""
+
+_ALL_CLIPPED_DB = 0.1
+"""Below this, nothing is left of a tensor; integers overflow only much further on."""
 
 RANGES_CURE = (
     'observe the activations with "minmax", which keeps the widest range; a moving average needs '
@@ -70,16 +74,14 @@ def judge_sites(
     adds in 16 bits, and saturates.
     """
     quantized = {site.name: site for site in plan.sites if site.mode is not None}
-    run = _run_both(plan.backend, converted, reference, inputs, lambda x: x)
+    run = _run_both(plan, converted, reference, inputs, lambda x: x)
     judged = run.judged
     differ = {
-        name: value
-        for name, value in judged.items()
-        if name in quantized and value < RIGHT_DB and not _is_finer(quantized[name])
+        name: value for name, value in judged.items() if name in quantized and value < RIGHT_DB
     }
     saturated: dict[str, float] = {}
     if any(_may_saturate(quantized[name], plan.backend) for name in differ):
-        narrow = _run_both(plan.backend, converted, reference, inputs, _cut_to_seven_bits).judged
+        narrow = _run_both(plan, converted, reference, inputs, _cut_to_seven_bits).judged
         saturated = {
             name: value
             for name, value in differ.items()
@@ -100,13 +102,28 @@ def judge_sites(
 
 
 def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]:
-    """Kernels that compute something else (QR411)."""
+    """Kernels that compute something else (QR411), or overflow in a useless range (QR404)."""
     for site in plan.sites:
-        if site.name in judgement.wrong:
-            found_db = judgement.wrong[site.name]
-            yield computes_otherwise(
-                site, "the quantized kernel", f"{found_db:.1f} dB", EQUAL_INPUT
-            )
+        if site.name not in judgement.wrong:
+            continue
+        if judgement.clipped.get(site.name, math.inf) < _ALL_CLIPPED_DB:
+            yield _useless_range(site)
+            continue
+        found_db = judgement.wrong[site.name]
+        yield computes_otherwise(site, "the quantized kernel", f"{found_db:.1f} dB", EQUAL_INPUT)
+
+
+def _useless_range(site: Site) -> Finding:
+    activation = None if site.qconfig is None else site.qconfig.activation
+    observer = None if activation is None else activation.observer
+    named = "" if observer is None else f" ({shown(observer.name)})"
+    return Finding(
+        "QR404",
+        f"the observer of {site.name}{named} gives a range that is far too narrow: nearly all "
+        "values are clipped, and their integers overflow in the kernel",
+        site.rule.location,
+        hint="fix that observer, or name another one; does it compute its scale from the range?",
+    )
 
 
 def saturation_findings(
@@ -171,17 +188,18 @@ class _Run:
 
 
 def _run_both(
-    backend: Backend,
+    plan: Plan,
     converted: fx.GraphModule,
     reference: fx.GraphModule,
     inputs: Inputs,
     limit: Limit,
 ) -> _Run:
     """Run both graphs on one input; the reference continues with the results of the kernels."""
-    collector = _Collector(converted, reference, backend, limit)
+    collector = _Collector(converted, reference, plan.backend, limit)
+    followers = {site.name for site in plan.sites if site.verdict == "passthrough"}
     with torch.no_grad(), quiet():
         actual = collector.run(*bind(converted, converted, inputs))
-        replay = _Replay(reference, collector.results, limit)
+        replay = _Replay(reference, collector.results, limit, followers)
         expected = replay.run(*bind(reference, reference, inputs))
     return _Run(
         {**replay.judged, **collector.judged}, output_sqnr_db(expected, actual), replay.clipped
@@ -242,11 +260,16 @@ class _Replay(Interpreter):
     """Runs the reference but continues with the kernels' results, to compare each site alone."""
 
     def __init__(
-        self, reference: fx.GraphModule, results: dict[_Key, Tensor], limit: Limit
+        self,
+        reference: fx.GraphModule,
+        results: dict[_Key, Tensor],
+        limit: Limit,
+        followers: Collection[str],
     ) -> None:
         super().__init__(reference)
         self.results = results
         self.limit = limit
+        self.followers = followers
         self.judged: dict[str, float] = {}
         self.clipped: dict[str, float] = {}
 
@@ -254,11 +277,14 @@ class _Replay(Interpreter):
         result = super().run_node(n)
         if n.target is not torch.quantize_per_tensor:
             return result
-        self._note_clipping(n, result)
+        before: Tensor = self.fetch_args_kwargs_from_env(n)[0][0]
+        self._note_clipping(n, before, result)
         key = _key(n.args[0])
         kernel = None if key is None else self.results.get(key)
         if key is None or kernel is None or kernel.shape != result.shape:
             return self.limit(result)
+        if key[0] in self.followers:
+            result = _on_grid_of(kernel, before)
         found = (
             math.inf
             if _one_step_apart(result, kernel)
@@ -268,8 +294,7 @@ class _Replay(Interpreter):
         limited: Tensor = self.limit(kernel)
         return limited
 
-    def _note_clipping(self, n: fx.Node, result: Tensor) -> None:
-        before: Tensor = self.fetch_args_kwargs_from_env(n)[0][0]
+    def _note_clipping(self, n: fx.Node, before: Tensor, result: Tensor) -> None:
         left = sqnr_db(before, _cut_to_range_of(result, before))
         if left < CLIPPED_DB:
             self.clipped[observed_name(n)] = left
@@ -282,6 +307,18 @@ def _cut_to_range_of(quantized: Tensor, x: Tensor) -> Tensor:
     return x.clamp((codes.min - zero_point) * scale, (codes.max - zero_point) * scale)
 
 
+def _on_grid_of(kernel: Tensor, x: Tensor) -> Tensor:
+    """A float tensor, rounded as a kernel that follows its input does.
+
+    A product with a number scales the grid of its input, and so that of all that follow it. In the
+    reference, all have the grid of the observer that they share.
+    """
+    on_grid: Tensor = torch.quantize_per_tensor(
+        x, kernel.q_scale(), kernel.q_zero_point(), kernel.dtype
+    )
+    return on_grid
+
+
 def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
     """Whether two tensors on one grid differ by at most one step: ties that rounded differently."""
     same_grid = (
@@ -291,11 +328,3 @@ def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
         return False
     steps = result.int_repr().to(torch.int16) - kernel.int_repr().to(torch.int16)
     return bool((steps.abs() <= 1).all())
-
-
-def _is_finer(site: Site) -> bool:
-    """Whether the kernel keeps the scale of its input, but its reference rounds to a coarser one.
-
-    True for products with a number.
-    """
-    return site.verdict == "passthrough" and site.op == "mul"

@@ -21,6 +21,7 @@ from qrecipe.execution.calibration import calibrate
 from qrecipe.execution.calls import Feed, calls_of
 from qrecipe.execution.engine import engine
 from qrecipe.execution.executors import executor_of
+from qrecipe.execution.failing_observers import failing_observers_named
 from qrecipe.execution.isolated import Isolated
 from qrecipe.execution.part import Task
 from qrecipe.measure.sensitivity.estimate import Estimate
@@ -222,7 +223,8 @@ class Subject:
     def isolated(self, batches: Iterable[Any], progress: Progress | bool | None) -> Isolated:
         """The model with its sites in place, calibrated on the batches."""
         run = partial(calibrate, batches=batches, forward=self._forward, progress=progress)
-        return executor_of(self.plan.executor).isolated(self._task, self.sites, run)
+        with failing_observers_named():
+            return executor_of(self.plan.executor).isolated(self._task, self.sites, run)
 
 
 def subject_of(work: RankWork, batches: Iterable[Any]) -> Subject:
