@@ -284,7 +284,8 @@ def test_the_retinanet_of_torchvision_is_quantized_and_its_coarsest_level_is_war
     roots = rooted("backbone", "head.classification_head.conv", "head.regression_head.conv")
     with pytest.warns(QRecipeWarning, match=r"^QR231 .*head\.conv. is called 5 times") as caught:
         converted = qrecipe.quantize(model, roots, batches, progress=silent)
-    assert {str(warning.message)[:5] for warning in caught} == {"QR231"}
+    # QR234: ten batches are few for a moving average
+    assert {str(warning.message)[:5] for warning in caught} == {"QR231", "QR234"}
     assert sorted(converted(*batches[0])[0]) == ["boxes", "labels", "scores"]
     image = model.transform(batches[0][0])[0].tensors  # as the backbone is given it
     for expected, actual in zip(
