@@ -52,6 +52,15 @@ _SATURATES = "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit i
 
 _OVERRUNS = "fbgemm's kernel for small groups is wrong unless the groups fill its vectors"
 
+_OVERRUNS_FLAT = "fbgemm's depthwise 5x5x5 is wrong for images of one pixel in depth or height"
+
+_MISSES_DEPTH = (
+    "onednn's depthwise convolution with several outputs per channel is wrong for images of one "
+    "pixel in depth"
+)
+
+_PADS_TOO_WIDELY = "onednn's convolution is wrong if the padding is as wide as the kernel"
+
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
 _TILE_ROW = 64
@@ -92,18 +101,38 @@ def detour(
         return _GAPS
     takes_onednn = _is_symmetric(weight) and _is_right_on_onednn(shape)
     found = _around_wrong_kernel(shape, backend, takes_onednn)
-    if found is not None or backend == "onednn":
+    if isinstance(found, str):
         return found
-    if levels > _EXACT_LEVELS and _is_fast_depthwise(shape):
+    engine = backend if found is None else found.engine
+    if engine != "onednn" and levels > _EXACT_LEVELS and _is_fast_depthwise(shape):
         if not takes_onednn:
             return f"{_SATURATES}: set reduce_range = true for its input"
         return Detour("onednn", _SATURATES)
+    if found is not None or backend == "onednn":
+        return found
     return _around_slow_kernel(match, shape, backend, takes_onednn)
 
 
 def _is_right_on_onednn(shape: Convolution) -> bool:
-    is_wrong = _is_wrong_with_amx(shape) or _swaps_channels_on_onednn(shape)
-    return not (is_wrong or shape.pads_output or shape.leaves_gaps)
+    if shape.transposed:
+        return not (_swaps_channels_on_onednn(shape) or shape.pads_output or shape.leaves_gaps)
+    return _why_not_onednn(shape) is None
+
+
+def _why_not_onednn(shape: Convolution) -> str | None:
+    """Why onednn computes a convolution that is not transposed wrongly, on one kind of CPU."""
+    if _is_wrong_with_amx(shape):
+        return _WRONG_WITH_AMX
+    if _pads_too_widely(shape):
+        return _PADS_TOO_WIDELY
+    return _MISSES_DEPTH if _misses_depth(shape) else None
+
+
+def _why_not_fbgemm(shape: Convolution) -> str | None:
+    """Why fbgemm writes beyond the output of a convolution, on one kind of CPU."""
+    if fbgemm_groups.overruns(shape):
+        return _OVERRUNS
+    return _OVERRUNS_FLAT if _overruns_flat_images(shape) else None
 
 
 def _around_wrong_kernel(
@@ -111,10 +140,13 @@ def _around_wrong_kernel(
 ) -> Detour | str | None:
     if shape.transposed:
         return _transposed_detour(shape, backend, takes_onednn)
-    if backend != "fbgemm" and _is_wrong_with_amx(shape):
-        return Detour("fbgemm", _WRONG_WITH_AMX)
-    if backend != "onednn" and fbgemm_groups.overruns(shape):
-        return Detour("onednn", _OVERRUNS) if takes_onednn else _OVERRUNS
+    not_fbgemm, not_onednn = _why_not_fbgemm(shape), _why_not_onednn(shape)
+    if not_fbgemm and not_onednn:
+        return f"{not_fbgemm}, and {not_onednn}"
+    if not_fbgemm and backend != "onednn":
+        return Detour("onednn", not_fbgemm) if takes_onednn else not_fbgemm
+    if not_onednn and backend != "fbgemm":
+        return Detour("fbgemm", not_onednn)
     return None
 
 
@@ -309,6 +341,30 @@ def _is_wrong_with_amx(shape: Convolution) -> bool:
         return shape.outputs > (16 if any(shape.padding) else 32)
     row = shape.kernel[-1] * shape.inputs
     return shape.inputs < _TILE_ROW and row >= 2 * _TILE_ROW and row % _TILE_ROW == 0
+
+
+def _misses_depth(shape: Convolution) -> bool:
+    """Whether onednn reads beyond an image of one pixel in depth, with AVX512."""
+    several = shape.is_depthwise and shape.outputs > 1 and not shape.transposed
+    return several and len(shape.kernel) == 3 and shape.paddings[0] > 0
+
+
+def _pads_too_widely(shape: Convolution) -> bool:
+    """Whether onednn reads beyond its input, or crashes, because a window has no pixel of it.
+
+    With AVX512 for several outputs per channel, and on every CPU for one dilated pixel.
+    """
+    sides = zip(shape.spans, shape.paddings, strict=True)
+    is_known = (shape.is_depthwise and shape.outputs > 1) or max(shape.dilations) > 1
+    return is_known and any(span <= pad for span, pad in sides)
+
+
+def _overruns_flat_images(shape: Convolution) -> bool:
+    """Whether fbgemm computes all rows and slices whose kernel reaches beyond the image.
+
+    If it has one row or slice and the kernel five, they are more than there are.
+    """
+    return len(shape.kernel) == 3 and shape.kernel[0] > 3 and _is_fast_depthwise(shape)
 
 
 def _is_fast_depthwise(shape: Convolution) -> bool:
