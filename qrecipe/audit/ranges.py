@@ -14,7 +14,9 @@ from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.nodes import called_modules
+from qrecipe.model.unfit import all_finite
 from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.rules.resolution import listed
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
 
@@ -89,10 +91,45 @@ def check_calibrated(parts: Sequence[fx.GraphModule]) -> None:
 
 def check_trained(parts: Sequence[fx.GraphModule]) -> None:
     """As `check_calibrated`, for fake-quants, including those of weights."""
+    for part in parts:
+        _check_dtypes(part)
     hint = "train it, or run qrecipe.calibrate(prepared, batches)"
     _check_seen(parts, "the prepared model never saw a batch", hint)
-    if found := [each for part in parts for each in (*range_findings(part), *_trained(part))]:
+    found = [each for part in parts for each in (*range_findings(part), *_trained(part))]
+    if found := [*_diverged(parts), *found]:
         raise CalibrationError(found)
+
+
+def _check_dtypes(part: fx.GraphModule) -> None:
+    """Raises ``CalibrationError`` (QR406) for a model that ``to()`` has cast or moved."""
+    for module in part.modules():
+        scale = getattr(module, "scale", None)
+        if not isinstance(module, FakeQuantizeBase) or not isinstance(scale, Tensor):
+            continue
+        if scale.dtype != torch.float32 or scale.device.type != "cpu":
+            where = f"{str(scale.dtype).removeprefix('torch.')} on {scale.device.type}"
+            raise CalibrationError.of(
+                "QR406",
+                f"the prepared model was cast or moved: it is in {where}",
+                hint='convert it in float32 on the CPU: prepared.to("cpu", torch.float32)',
+            )
+
+
+def _diverged(parts: Iterable[fx.GraphModule]) -> Iterator[Finding]:
+    """Trained weights and statistics with NaN or infinity (QR404)."""
+    names = [
+        name
+        for part in parts
+        for name, tensor in part.state_dict(keep_vars=True).items()
+        if isinstance(tensor, nn.Parameter) or ".running_" in name
+        if not all_finite(tensor)
+    ]
+    if names:
+        yield Finding(
+            "QR404",
+            f"training has put NaN or infinity in {listed(names)}",
+            hint="did the training diverge? check the loss, lower the learning rate",
+        )
 
 
 def _check_seen(parts: Sequence[fx.GraphModule], unseen: str, hint: str) -> None:

@@ -12,9 +12,11 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, StandIn, _LearnableFakeQuantize, quiet
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import whole_copy
 from qrecipe.model.nodes import called_modules
+from qrecipe.process.memory import failing_as
 
 
 def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
@@ -158,7 +160,8 @@ def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     """The prepared part as it will be converted: in eval mode, ranges frozen, fake-quants enabled.
 
     Weights have changed since they were last observed, so weight ranges that are still observed
-    are updated with the final weights, as in torch's own conversion.
+    are updated with the final weights, as in torch's own conversion. Raises ``ExecutionError``
+    (QR405) if it does not run.
     """
     frozen = whole_copy(prepared).eval()
     for fake_quant in fake_quants(frozen):
@@ -168,7 +171,9 @@ def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
         fake_quant.enable_fake_quant()
     for fake_quant in activation_fake_quants(frozen):
         fake_quant.disable_observer()
-    with torch.no_grad(), quiet():
+    what = "the trained model cannot be run any more"
+    hint = "train the model of compiled.prepare() as it is, without replacing parts of it"
+    with torch.no_grad(), quiet(), failing_as(ExecutionError, "QR405", what, hint):
         inputs.call(frozen)
     stop_observing(frozen)
     return frozen

@@ -30,6 +30,7 @@ from qrecipe.execution.fx.lowering import (
     read_shapes_of_integers,
 )
 from qrecipe.execution.fx.observing import (
+    OBSERVED,
     observe_before_drops,
     observe_clamped,
     observe_moved_again,
@@ -162,7 +163,7 @@ def lowered(
     packing = _own_weights_only(kinds)
     for module, own in _on_other_engines(reference, engines):
         packing.pack_for(own, module)
-    observed = prepared.meta["_observed_graph_module_attrs"]
+    observed = prepared.meta[OBSERVED]
     own_tensors(reference, lambda x: x.dim() == 1)  # packing keeps references to biases
     with (
         engine(plan.backend),

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig, QConfigMapping
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import PlanError
+from qrecipe.errors.findings import CalibrationError, PlanError
 from qrecipe.errors.text import quoted_whole
 from qrecipe.errors.warn import settle
 from qrecipe.execution.batch_sizes import faulty_node, shortfall
@@ -23,6 +23,7 @@ from qrecipe.execution.fx.emission import Emission, emit
 from qrecipe.execution.fx.exportable import exportable
 from qrecipe.execution.fx.isolated import isolated
 from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, run_until_judgeable
+from qrecipe.execution.fx.observing import OBSERVED
 from qrecipe.execution.fx.recovered import recover
 from qrecipe.execution.fx.reference import check_conversion, explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
@@ -114,6 +115,7 @@ class FxPart:
         self, prepared: nn.Module, sample: Sample | None, lint: LintTable
     ) -> fx.GraphModule:
         assert isinstance(prepared, fx.GraphModule)
+        _check_not_pickled(prepared)
         if self.plan.phase == "qat":
             inputs = self.source.inputs if sample is None else sample.inputs
             prepared = frozen_copy(prepared, inputs)
@@ -178,6 +180,16 @@ class FxPart:
         if self.plan.phase == "qat":
             prepared = frozen_copy(prepared, self.source.inputs)
         return exportable(self.plan, prepared, self.source.inputs)
+
+
+def _check_not_pickled(prepared: fx.GraphModule) -> None:
+    """Raises ``CalibrationError`` (QR406) if it lacks what torch converts it by."""
+    if OBSERVED not in prepared.meta:
+        raise CalibrationError.of(
+            "QR406",
+            "this prepared model was pickled, which loses what torch needs to convert it",
+            hint="store its state_dict, and load that into the model of compiled.prepare()",
+        )
 
 
 def rebuilt(recorded: Recorded) -> nn.Module:

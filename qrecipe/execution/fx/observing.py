@@ -13,6 +13,9 @@ from qrecipe.model.nodes import module_of
 from qrecipe.model.same_graph import observes
 from qrecipe.planning.plan import Limits
 
+OBSERVED = "_observed_graph_module_attrs"
+"""Where torch keeps, in the ``meta`` of a prepared graph, what it converts it by."""
+
 
 def observe_before_drops(prepared: fx.GraphModule) -> None:
     """Let what drops read a quantized tensor instead of having its result quantized, in place.
@@ -89,7 +92,7 @@ def observe_moved_once(prepared: fx.GraphModule) -> None:
 def observe_moved_again(prepared: fx.GraphModule) -> None:
     """Put the observers back that `observe_moved_once` removed, in place."""
     nodes = _moves(prepared)
-    qconfigs = prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
+    qconfigs = prepared.meta[OBSERVED].node_name_to_qconfig
     for node in nodes:
         source, readers = before_drops(node.all_input_nodes[0]), list(node.users)
         if not observes(source) or qconfigs.get(node.name) is None:
