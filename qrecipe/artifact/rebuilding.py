@@ -37,7 +37,10 @@ from qrecipe.model.opened.opening import opened_at
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.roots import root_findings
 from qrecipe.model.scaled_input import with_scaled_inputs
+from qrecipe.planning.asked import PACK
 from qrecipe.planning.backend import Outcome, outcomes, saturating
+from qrecipe.planning.convolution import convolution_of
+from qrecipe.planning.engines import around_wrong_kernel
 from qrecipe.planning.large_layers import has_choice
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.process.warnings import held_back
@@ -189,6 +192,7 @@ def _contradictions(stored: StoredModel, inventory: Inventory) -> Iterator[str]:
     if {verdict.rule for verdict in plan.rules} != {rule.as_written for rule in stored.rules}:
         yield "the plan lists other rules"
     yield from _other_transforms(plan, stored.recipe.transform)
+    yield from _without_kernel(plan, inventory)
     decisions = dict(resolve(inventory.structure, stored.rules).decisions)
     for site in plan:
         rule = _rule_of(site, decisions[site.name])
@@ -215,6 +219,17 @@ def _contradictions(stored: StoredModel, inventory: Inventory) -> Iterator[str]:
             found, wanted = site.verdict, expected[site.name].verdict
             said = f"{found}, not {wanted}" if found != wanted else f"{found} in another way"
             yield f"{site.name} is {said} as {describe(rule)} asks ({shown(rule.label)})"
+
+
+def _without_kernel(plan: Plan, inventory: Inventory) -> Iterator[str]:
+    """Sites that no engine may run, whichever release made the plan: they could end the process."""
+    for site in plan:
+        shape = convolution_of(inventory.matches[site.name])
+        if shape is not None and site.qconfig is not None and plan.executor in PACK:
+            own = site.engine or plan.backend
+            found = around_wrong_kernel(shape, own, site.qconfig.weight)
+            if isinstance(found, str):
+                yield f"{site.name} has no kernel that is right: {found}"
 
 
 def _other_transforms(plan: Plan, table: TransformTable) -> Iterator[str]:

@@ -21,7 +21,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.nodes import called_modules
 from qrecipe.planning.convolution import shape_of
 from qrecipe.planning.cpu import has_vnni
-from qrecipe.planning.engines import is_wrong
+from qrecipe.planning.engines import Detour, around_wrong_kernel, is_wrong
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.recipe.schema import Backend
 from qrecipe.rules.resolution import listed
@@ -112,6 +112,20 @@ def keep_engines(
             _keep_convolution_engine(layer, engines[site], wrong if site in wrong else ())
         else:
             _keep_linear_engine(layer, engines[site])
+
+
+def right_engines(converted: fx.GraphModule, plan: Plan) -> dict[str, Engine]:
+    """The engines of a stored plan, corrected where its release took a wrong kernel for right."""
+    found = plan.engines
+    weights = {site.name: site.qconfig.weight for site in plan if site.qconfig is not None}
+    for node, layer in called_modules(converted.graph):
+        site = site_of(node) or ""
+        if site in weights and hasattr(layer, "_packed_params") and hasattr(layer, "kernel_size"):
+            own = found.get(site, plan.backend)
+            other = around_wrong_kernel(shape_of(layer), own, weights[site])
+            if isinstance(other, Detour):
+                found[site] = other.engine
+    return found
 
 
 def pack_linear(layer: Any, own: Engine) -> None:

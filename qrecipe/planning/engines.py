@@ -168,6 +168,16 @@ def _around_slow_kernel(
     return None
 
 
+def around_wrong_kernel(
+    shape: Convolution, engine: Backend, weight: TensorSpec | None
+) -> Detour | str | None:
+    """A detour around an engine's kernel if that is wrong, or why there is none."""
+    if engine not in ENGINES_OF_X86:
+        return None
+    takes_onednn = _is_symmetric(weight) and _is_right_on_onednn(shape)
+    return _around_wrong_kernel(shape, engine, takes_onednn)
+
+
 def is_wrong(shape: Convolution, backend: Backend) -> bool:
     """Whether the backend's own kernel is wrong, on one kind of CPU at least."""
     return _around_wrong_kernel(shape, backend, takes_onednn=True) is not None

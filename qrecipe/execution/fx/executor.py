@@ -27,7 +27,7 @@ from qrecipe.execution.fx.observing import OBSERVED
 from qrecipe.execution.fx.recovered import recover
 from qrecipe.execution.fx.reference import check_conversion, explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
-from qrecipe.execution.own_engines import keep_engines
+from qrecipe.execution.own_engines import keep_engines, right_engines
 from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Compiled, Exportable, Fault, Recorded, Task, check_exportable
 from qrecipe.execution.recorded import recorded_graphs
@@ -198,7 +198,7 @@ def rebuilt(recorded: Recorded) -> nn.Module:
     # each weight is packed once, later
     parts = {path: _unaudited(_valueless(graph, plan), plan, {}) for path, graph in fused.items()}
     for part in parts.values():
-        keep_engines(part, plan.engines, plan.backend)
+        keep_engines(part, right_engines(part, plan), plan.backend)
     return with_parts(blank, parts, recorded.table.preserved_attributes)
 
 
