@@ -66,11 +66,11 @@ class QatSchedule(LRScheduler):
 
         Raises ``PlanError`` (QR313) if the length differs.
         """
-        if state_dict.get("total_steps") != self.total_steps:
+        steps = state_dict.get("total_steps") if isinstance(state_dict, Mapping) else None
+        if steps != self.total_steps:
             raise PlanError.of(
                 "QR313",
-                f"the state is from a schedule of {state_dict.get('total_steps')} steps, "
-                f"not of {self.total_steps}",
+                f"the state is from a schedule of {steps} steps, not of {self.total_steps}",
                 hint="resume with the original_steps and recipe that training started with",
             )
         super().load_state_dict(state_dict)
@@ -94,7 +94,7 @@ def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: i
     Raises:
         CalibrationError: ``prepared`` was not prepared by qrecipe (QR406).
         PlanError: it was not prepared for training (QR308), or the number of steps is not positive
-            (QR313).
+            (QR313), or the optimizer has none of its parameters (QR313).
     """
     state, inner = _unwrapped(prepared)
     if state.qat is None:
@@ -109,7 +109,21 @@ def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: i
             f"original_steps is {original_steps!r}, not a positive number of batches",
             hint="epochs * len(loader) of the original training",
         )
+    _check_optimizer(optimizer, prepared)
     return QatSchedule(inner, optimizer, state.qat, int(original_steps))
+
+
+def _check_optimizer(optimizer: object, prepared: nn.Module) -> None:
+    """Raises ``PlanError`` (QR313) if it would not train the model, as that of its original."""
+    hint = "create it from the prepared model: torch.optim.SGD(prepared.parameters(), lr=...)"
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise PlanError.of("QR313", f"the optimizer is a {kind}, not one of torch", hint=hint)
+    own = {id(parameter) for parameter in prepared.parameters()}
+    trained = [each for group in optimizer.param_groups for each in group["params"]]
+    if own.isdisjoint(map(id, trained)):
+        text = "the optimizer has no parameter of the prepared model, which is a copy"
+        raise PlanError.of("QR313", text, hint=hint)
 
 
 def _unwrapped(prepared: nn.Module) -> tuple[PreparedState, nn.Module]:

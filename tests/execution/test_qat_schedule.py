@@ -153,6 +153,24 @@ def test_a_state_of_another_length_is_refused():
         short.load_state_dict(long.state_dict())
 
 
+@pytest.mark.parametrize("state", [None, [1], {}])
+def test_what_is_no_state_of_a_schedule_is_refused(state):
+    prepared = qrecipe.compile(NETS["mlp"].model(), qat_recipe(), torch.zeros(2, 6)).prepare()
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=1.0)
+    with pytest.raises(PlanError, match="QR313"):
+        qrecipe.qat_schedule(prepared, optimizer, original_steps=10).load_state_dict(state)
+
+
+def test_an_optimizer_that_would_train_another_model_is_refused():
+    model = NETS["mlp"].model()
+    before = torch.optim.SGD(model.parameters(), lr=1.0)
+    prepared = qrecipe.compile(model, qat_recipe(), torch.zeros(2, 6)).prepare()
+    with pytest.raises(PlanError, match="QR313 the optimizer has no parameter of the prepared"):
+        qrecipe.qat_schedule(prepared, before, original_steps=10)
+    with pytest.raises(PlanError, match="QR313 the optimizer is a NoneType"):
+        qrecipe.qat_schedule(prepared, None, original_steps=10)
+
+
 def test_the_wrapper_of_a_prepared_model_will_do():
     prepared, _ = prepared_for()
     wrapped = nn.DataParallel(prepared)
