@@ -94,6 +94,11 @@ def file_source(path: Path, name: str) -> Source:
     Raises RecipeReferenceError (QR001) if the path cannot be one.
     """
     try:
+        name.encode()  # plans, lock files and artifacts name it
+    except UnicodeEncodeError:
+        text = f"cannot read {shown(name)}: its name is not UTF-8 text"
+        raise _error("QR001", text, "rename the file") from None
+    try:
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise _error("QR001", f"cannot read {shown(name)}: {one_line(str(error))}") from None

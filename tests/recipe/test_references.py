@@ -68,6 +68,18 @@ def test_a_recipe_from_a_pipe_is_said_to_be_no_regular_file():
     os.close(reader)
 
 
+def test_a_file_whose_name_no_plan_could_hold_is_refused(tmp_path):
+    path = os.fsencode(tmp_path) + b"/n\xff.toml"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(BASE)
+    with pytest.raises(RecipeReferenceError) as caught:
+        load_recipe(os.fsdecode(path))
+    (finding,) = caught.value.findings
+    assert finding.code == "QR001"
+    assert "its name is not UTF-8 text" in finding.message
+    assert finding.hint == "rename the file"
+
+
 def test_a_missing_file_is_answered_with_the_nearest_as_it_has_to_be_written(tmp_path):
     write(tmp_path, base=BASE)
     with pytest.raises(RecipeReferenceError) as caught:
