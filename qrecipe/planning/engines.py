@@ -59,7 +59,7 @@ _MISSES_DEPTH = (
     "pixel in depth"
 )
 
-_PADS_TOO_WIDELY = "onednn's convolution is wrong if the padding is as wide as the kernel"
+PADS_TOO_WIDELY = "onednn's convolution is wrong if the padding is as wide as the kernel"
 
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
@@ -123,8 +123,8 @@ def _why_not_onednn(shape: Convolution) -> str | None:
     """Why onednn computes a convolution that is not transposed wrongly, on one kind of CPU."""
     if _is_wrong_with_amx(shape):
         return _WRONG_WITH_AMX
-    if _pads_too_widely(shape):
-        return _PADS_TOO_WIDELY
+    if pads_too_widely(shape):
+        return PADS_TOO_WIDELY
     return _MISSES_DEPTH if _misses_depth(shape) else None
 
 
@@ -359,7 +359,7 @@ def _misses_depth(shape: Convolution) -> bool:
     return several and len(shape.kernel) == 3 and shape.paddings[0] > 0
 
 
-def _pads_too_widely(shape: Convolution) -> bool:
+def pads_too_widely(shape: Convolution) -> bool:
     """Whether onednn reads beyond its input, or crashes, because a window has no pixel of it.
 
     With AVX512 for several outputs per channel, and on every CPU for one dilated pixel.

@@ -324,3 +324,19 @@ for batch, output in ((x, expected), (torch.cat([x, x]), torch.cat([expected, ex
 assert "torchao" not in sys.modules and "qrecipe" not in sys.modules
 """
     assert min(map(float, fresh(code, file, expected).split())) > 30
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Conv2d(8, 16, 1, dilation=2, padding=1, stride=(1, 2)),
+        lambda: nn.Conv1d(8, 16, 2, padding=2, groups=8),
+    ],
+)
+def test_a_kernel_that_could_end_the_process_is_refused_before_it_is_compiled(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(layer()).eval()
+    x = torch.randn(2, 8, 11, 1) if isinstance(model[0], nn.Conv2d) else torch.randn(2, 8, 11)
+    made = qrecipe.quantize(model, STATIC, [x] * 10)
+    with pytest.raises(AuditError, match=r"QR411 (.|\n)*padding is as wide as the kernel"):
+        qrecipe.lower(made, x)

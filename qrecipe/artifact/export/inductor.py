@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
@@ -17,10 +18,13 @@ from qrecipe.errors.warn import settle
 from qrecipe.execution.provenance import keep_provenance
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
+from qrecipe.planning.convolution import Convolution
+from qrecipe.planning.engines import PADS_TOO_WIDELY, pads_too_widely
 from qrecipe.process.memory import failing_as
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
+from qrecipe.recipe.patterns import leave_float
 from qrecipe.runtimes.inductor import KERNELS, Compiled, check_compiler, counted_kernels
 
 
@@ -96,6 +100,8 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
 
     Raises what `lower` raises.
     """
+    layers = list(layers_of(program.graph_module))
+    settle(list(_wrong(program, layers)), ())
     started = time.perf_counter()
     with (
         failing_as(ExecutionError, "QR405", "torch cannot compile the program", "report the model"),
@@ -106,7 +112,6 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
     ):
         found = compile_and_run()
     seconds = time.perf_counter() - started
-    layers = list(layers_of(program.graph_module))
     alone = {site.name for site in program.plan.sites if site.mode == "weight_only"}
     rounded = [node for node in layers if site_of(node) not in alone]
     missing = list(_missing(rounded, kernels))
@@ -119,6 +124,46 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
 
 def _lowered(graph_module: fx.GraphModule, inputs: Inputs) -> Any:
     return inputs.call(Lowered(graph_module))
+
+
+def _wrong(program: Program, layers: Sequence[fx.Node]) -> Iterator[Finding]:
+    """Convolutions whose kernel could end the process (QR411): the compiler runs all on onednn."""
+    sites = {site.name: site for site in program.plan.sites}
+    for node in layers:
+        shape = _shape_of(program.graph_module, node)
+        if shape is not None and pads_too_widely(shape):
+            site = sites[site_of(node) or ""]
+            text = f"{site.name} ({site.op}) cannot be compiled: {PADS_TOO_WIDELY}"
+            yield Finding("QR411", text, site.rule.location, hint=leave_float(site.name))
+
+
+def _shape_of(graph_module: fx.GraphModule, node: fx.Node) -> Convolution | None:
+    """That of a convolution for which the compiler has an integer kernel."""
+    if str(node.target) not in ("aten.conv1d.default", "aten.conv2d.default"):
+        return None
+    given: dict[str, Any] = {
+        "stride": [1],
+        "padding": [0],
+        "dilation": [1],
+        "groups": 1,
+        **dict(zip(_CONVOLUTION, node.args, strict=False)),
+    }
+    weight = attrgetter(given["weight"].all_input_nodes[0].target)(graph_module)
+    return Convolution(
+        transposed=False,
+        kernel=tuple(weight.shape[2:]),
+        stride=given["stride"],
+        padding=given["padding"],
+        output_padding=(),
+        dilation=given["dilation"],
+        groups=given["groups"],
+        inputs=weight.shape[1],
+        outputs=weight.shape[0] // given["groups"],
+    )
+
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+"""The arguments of aten's operators."""
 
 
 def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[Finding]:
