@@ -5,6 +5,7 @@ Whatever needs torch is imported inside the commands: the others work without it
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from inspect import getdoc
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from qrecipe.cli.plan import explain, lock, plan
 from qrecipe.cli.quantize import quantize
 from qrecipe.cli.show import show
 from qrecipe.cli.tune import fastest, suggest, tune
+from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.spelling import nearest
 
 
@@ -45,7 +47,23 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         given = ctx.params
         with reported(as_json=given.get("json", False), strict=given.get("strict", False)):
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except SystemExit as error:  # commands leave with typer.Exit
+                raise _left_by(error) from error
+
+
+def _left_by(error: SystemExit) -> QRecipeError:
+    """The error (QR601) for the user's model or loader that would end the process."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return QRecipeError(
+        Finding(
+            "QR601",
+            f"your code ends the process in {frame.name}: SystemExit: {error}",
+            hint="raise an exception there that says what is wrong",
+            notes=(f"raised at {frame.filename}:{frame.lineno}",),
+        )
+    )
 
 
 def summary(command: Callable[..., None]) -> str:

@@ -83,3 +83,16 @@ def test_files_of_one_name_in_two_folders_are_two_modules(folder):
     data = "other/model.py:batches"
     result = run("quantize", STATIC, "--model", "model.py:factory", "--data", data)
     assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize("status", [0, 6])
+def test_a_loader_that_ends_the_process_is_said_to_do_so(folder, status):
+    (folder / "leaving.py").write_text(
+        "import sys\nimport torch\ndef batches():\n"
+        f"    yield torch.ones(2, 3, 8, 8)\n    sys.exit({status})\n"
+    )
+    name = "leaving.py:batches"
+    result = run("quantize", STATIC, "--model", "model.py:factory", "--data", name)
+    assert result.exit_code == 1
+    assert f"QR601 your code ends the process in batches: SystemExit: {status}" in result.stderr
+    assert "leaving.py:5" in result.stderr
