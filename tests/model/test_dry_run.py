@@ -196,7 +196,7 @@ LOST = {
 
 @pytest.mark.parametrize("kind", LOST)
 def test_a_lost_change_is_seen_in_any_container(kind):
-    with pytest.raises(PlanError, match="computes something else"):
+    with pytest.raises(PlanError, match="computes something other than the model"):
         qrecipe.plan(net_of(LOST[kind], fc=fc()), STATIC, rows(1)[0])
 
 
@@ -206,7 +206,7 @@ def test_a_lost_change_to_the_second_sample_alone_is_seen():
         torch.mul(y[1:], 5, out=y[1:])
         return y
 
-    with pytest.raises(PlanError, match="computes something else"):
+    with pytest.raises(PlanError, match="computes something other than the model"):
         qrecipe.plan(net_of(forward, fc=fc()), STATIC, rows(1)[0])
 
 

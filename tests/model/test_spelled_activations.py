@@ -17,7 +17,7 @@ from training import qat_recipe
 
 import qrecipe
 from qrecipe.errors.findings import ConflictError
-from qrecipe.model.rewrites.activations import spelled_out
+from qrecipe.model.rewrites.activations import elementwise_calls, spelled_out
 
 X = torch.linspace(-9, 9, 4001).reshape(1, -1)
 ROWS = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ BETA = math.sqrt(2.0 / math.pi)
 def spelled(forward, **modules):
     """What the last call of a function spells out: its name, and how it is approximated."""
     graph = fx.symbolic_trace(net_of(lambda self, x: forward(self, x), **modules)).graph
-    found = spelled_out(next(iter(reversed(graph.nodes))).args[0])
+    found = spelled_out(next(iter(reversed(graph.nodes))).args[0], elementwise_calls(graph))
     if found is None:
         return None
     return found.activation.function.__name__, *found.activation.kwargs.values()
@@ -225,7 +225,7 @@ def test_module_by_module_it_is_torchs_module_under_its_own_path_and_class():
     converted = qrecipe.quantize(own, EAGER, [ROWS])
     assert isinstance(converted[1], nn.GELU)
     assert converted[1].approximate == "tanh"
-    for kind in ("test_activations.Spelling", "torch.nn.GELU"):
+    for kind in (f"{__name__}.Spelling", "torch.nn.GELU"):
         rule = f'[rules.module_type]\n"{kind}" = "float"'
         plan = qrecipe.plan(
             own, recipe(rule, base="builtin:x86-dynamic", head='executor = "eager"'), ROWS

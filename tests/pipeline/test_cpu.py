@@ -89,10 +89,10 @@ class Gated(nn.Module):
     def __init__(self, gate):
         super().__init__()
         self.first, self.gate, self.last = nn.Linear(6, 6), gate, nn.Linear(6, 6)
+        self.other = nn.Linear(6, 6)  # a product with the gate's own input would be SiLU
 
     def forward(self, x):
-        x = self.first(x)
-        return self.last(x * self.gate(x))
+        return self.last(self.other(x) * self.gate(self.first(x)))
 
 
 @pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Tanh(), nn.Hardsigmoid(), nn.Softmax(1)])

@@ -7,7 +7,7 @@ from torch import nn
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.rewrites.activations import Activation, spelled_out
+from qrecipe.model.rewrites.activations import Activation, elementwise_calls, spelled_out
 from qrecipe.model.trace import Subject, trace
 from qrecipe.recipe.schema import FxTable
 
@@ -37,7 +37,9 @@ def _activation(module: nn.Module) -> Activation | None:
     except QRecipeError:
         return None
     given, *calls, output = graph.nodes
-    found = spelled_out(calls[-1]) if calls and output.args == (calls[-1],) else None
+    if not calls or output.args != (calls[-1],):
+        return None
+    found = spelled_out(calls[-1], elementwise_calls(graph))
     if found is None or found.x is not given or [*found.calls] != calls:
         return None
     return found.activation

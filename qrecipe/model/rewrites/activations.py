@@ -81,26 +81,33 @@ def activations_as_calls(graph_module: fx.GraphModule, patterns: Collection[Any]
 
     Those that are not among the ``patterns`` of a backend stay if their parts may be there.
     """
-    gone: set[fx.Node] = set()
+    calls = elementwise_calls(graph_module.graph)
+    number = len(calls)
     for node in reversed(list(graph_module.graph.nodes)):
-        found = None if node in gone else spelled_out(node)
+        found = spelled_out(node, calls)
         if found is None or not is_floating(found.x):
             continue
         if found.activation.function in (*_FLOAT, *patterns):
-            gone.update(found.calls)
+            calls.difference_update(found.calls)
             _replace(found)
-    if gone:
+    if len(calls) < number:
         graph_module.recompile()
 
 
-def spelled_out(last: fx.Node) -> Spelled | None:
+def elementwise_calls(graph: fx.Graph) -> set[fx.Node]:
+    """The calls that compute each number from those at its place, and from constants."""
+    return {node for node in graph.nodes if _is_elementwise(node)}
+
+
+def spelled_out(last: fx.Node, elementwise: Collection[fx.Node]) -> Spelled | None:
     """The activation that a call and those before it spell out, if that is what they do.
 
-    What they compute from numbers alone decides, and not how it is written.
+    What they compute from numbers alone decides, and not how it is written. All of them are among
+    the ``elementwise`` calls.
     """
-    if not _is_elementwise(last):
+    if last not in elementwise:
         return None
-    for x, calls in _functions_of_one(last):
+    for x, calls in _functions_of_one(last, elementwise):
         if len(calls) > 1 and any(map(_bends, calls)):
             activation = _activation(x, calls)
             if activation is not None:
@@ -122,16 +129,18 @@ def _replace(found: Spelled) -> None:
         call.graph.erase_node(call)
 
 
-def _functions_of_one(last: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+def _functions_of_one(
+    last: fx.Node, elementwise: Collection[fx.Node]
+) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
     """The nodes that a call is a function of alone, nearest first, and the calls after each."""
-    order = _before(last)
+    order = _before(last, elementwise)
     for x in order[1:]:
-        calls = _between(x, last, order)
+        calls = _between(x, last, order, elementwise)
         if calls is not None:
             yield x, calls
 
 
-def _before(last: fx.Node) -> list[fx.Node]:
+def _before(last: fx.Node, elementwise: Collection[fx.Node]) -> list[fx.Node]:
     """A call and the nodes that it follows from by elementwise calls, last first."""
     found = {last}
     waiting = [last]
@@ -139,25 +148,26 @@ def _before(last: fx.Node) -> list[fx.Node]:
         for source in waiting.pop(0).all_input_nodes:
             if source not in found:
                 found.add(source)
-                waiting += [source] if _is_elementwise(source) else []
+                waiting += [source] if source in elementwise else []
     return sorted(found, reverse=True)
 
 
-def _between(x: fx.Node, last: fx.Node, order: list[fx.Node]) -> tuple[fx.Node, ...] | None:
+def _between(
+    x: fx.Node, last: fx.Node, order: list[fx.Node], elementwise: Collection[fx.Node]
+) -> tuple[fx.Node, ...] | None:
     """The calls from ``x`` to the last one; None if they read, or are read by, anything else."""
     calls = {last}
     for node in order:
         if node not in calls:
             continue
         is_read_elsewhere = node is not last and not calls.issuperset(node.users)
-        if is_read_elsewhere or not _is_elementwise(node):
+        if is_read_elsewhere or node not in elementwise:
             return None
         calls.update(source for source in node.all_input_nodes if source is not x)
     return tuple(node for node in reversed(order) if node in calls)
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    """Whether a call computes each number from those at its place, and from constants."""
     others = [arg for arg in (*node.args, *node.kwargs.values()) if not isinstance(arg, fx.Node)]
     return _family(node) in _BENDS | _ARITHMETIC and all(
         each is None or isinstance(each, (int, float, bool, str)) for each in others
