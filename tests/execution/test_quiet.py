@@ -119,7 +119,14 @@ assert warnings.filters == before
 """
 
 
-@pytest.mark.parametrize("step", ["fails()", "misfits()", 'quantize(executor="pt2e")'])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "fails()",
+        pytest.param("misfits()", marks=pytest.mark.slow),
+        pytest.param('quantize(executor="pt2e")', marks=pytest.mark.slow),
+    ],
+)
 def test_what_torch_imports_on_the_way_leaves_no_filters_behind(step, tmp_path):
     if "pt2e" in step and find_spec("torchao") is None:
         pytest.skip("needs torchao")
