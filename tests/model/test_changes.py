@@ -240,7 +240,9 @@ EXPORTED = [name for name in CHANGES if name != "data"]  # torch.export fails fo
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "names", [EXPORTED[:3], pytest.param(EXPORTED[3:], marks=pytest.mark.slow)], ids=["first", "others"]
+    "names",
+    [EXPORTED[:3], pytest.param(EXPORTED[3:], marks=pytest.mark.slow)],
+    ids=["first", "others"],
 )
 def test_quantized_layers_read_what_a_change_has_made_in_a_program_too(names, tmp_path):
     pytest.importorskip("torchao")
